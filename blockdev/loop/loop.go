@@ -1,0 +1,369 @@
+// Package loop is the pool of sparse images on loop devices. Images live in a directory of a filesystem that can
+// reflink (XFS, btrfs). Where the data root's own filesystem cannot, the pool keeps an XFS of its own in one sparse
+// file there and mounts it: the built-in pool.
+//
+// On disk, in the pool's directory: orlop-pool.json is the identity marker, images/<id>.img a device and
+// images/<id>.json its record, written before the image and removed after it.
+package loop
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/internal/fault"
+	"orlop/internal/undo"
+)
+
+const (
+	blockSize = 4096 // of the loop devices: fits disks with sectors of 512 and 4096 bytes
+	imageExt  = ".img"
+	recordExt = ".json"
+)
+
+// BlockSize is the logical block size in bytes of every device of this package's pools.
+const BlockSize = blockSize
+
+// A Pool keeps devices as images in one directory. It satisfies blockdev.Pool.
+type Pool struct {
+	dir    string // holds the marker
+	images string
+	uuid   string
+	xfs    bool     // images can be opened for invisible I/O
+	file   *backing // the built-in pool's own device; nil for a plain directory
+
+	mu     sync.Mutex
+	active map[blockdev.ID]*os.File // open loop devices: an open one cannot be freed by AUTOCLEAR
+}
+
+var _ blockdev.Pool = (*Pool)(nil)
+
+// newPool opens the pool in dir. expected is the identity that the caller knows, or empty at first use.
+func newPool(dir, expected string, file *backing) (*Pool, error) {
+	id, err := identify(dir, expected)
+	if err != nil {
+		return nil, err
+	}
+	p := &Pool{dir: dir, images: filepath.Join(dir, "images"), uuid: id, file: file, active: map[blockdev.ID]*os.File{}}
+	if err := os.Mkdir(p.images, 0o700); err != nil && !errors.Is(err, iofs.ErrExist) {
+		return nil, fmt.Errorf("open pool %s: %w", dir, err)
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return nil, fmt.Errorf("open pool %s: %w", dir, err)
+	}
+	p.xfs = stat.Type == unix.XFS_SUPER_MAGIC
+	if err := p.reopen(); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// UUID is the pool's identity, as in its marker.
+func (p *Pool) UUID() string { return p.uuid }
+
+// Dir is the directory that holds the pool's marker and images.
+func (p *Pool) Dir() string { return p.dir }
+
+// Close lets go of the devices. Those that are mounted stay as they are; the others are freed by the kernel.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, f := range p.active {
+		_ = f.Close() // a read-only use of a device node: nothing to lose
+		delete(p.active, id)
+	}
+	if p.file != nil {
+		p.file.close()
+	}
+}
+
+// Traits describes this kind of pool.
+func (p *Pool) Traits() blockdev.Traits {
+	return blockdev.Traits{Kind: "loop", InstantClone: true}
+}
+
+func (p *Pool) image(id blockdev.ID) string  { return filepath.Join(p.images, string(id)+imageExt) }
+func (p *Pool) record(id blockdev.ID) string { return filepath.Join(p.images, string(id)+recordExt) }
+
+// roundUp rounds a size in bytes up to whole blocks of the loop device.
+func roundUp(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
+
+// Create makes a sparse image.
+func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64, record blockdev.Record) error {
+	return p.add(ctx, id, record, func(f *os.File) error {
+		if err := f.Truncate(roundUp(size)); err != nil {
+			return err
+		}
+		return f.Sync()
+	})
+}
+
+// Clone makes dst share all of src's blocks. Its time follows the number of src's extents, during which writes to
+// src wait.
+func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	from, err := os.Open(p.image(src))
+	if err != nil {
+		return notFound(src, err)
+	}
+	defer from.Close()
+	return p.add(ctx, dst, record, func(to *os.File) error {
+		return unix.IoctlFileClone(int(to.Fd()), int(from.Fd()))
+	})
+}
+
+// add makes the record and then the image, which fill fills.
+func (p *Pool) add(ctx context.Context, id blockdev.ID, record blockdev.Record, fill func(*os.File) error) (err error) {
+	if _, err := blockdev.ParseID(string(id)); err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	if _, err := os.Lstat(p.image(id)); err == nil {
+		return fault.Errorf(fault.ErrExists, "device %s: exists already", id)
+	}
+	u.Push("remove record", func(context.Context) error { return removeFile(p.record(id)) })
+	if err := p.Describe(ctx, id, record); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(p.image(id), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return spaceFault(fmt.Errorf("make device %s: %w", id, err))
+	}
+	u.Push("remove image", func(context.Context) error { return removeFile(p.image(id)) })
+	err = fill(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return spaceFault(fmt.Errorf("make device %s: %w", id, err))
+	}
+	return syncDir(p.images)
+}
+
+// Describe replaces a device's record, by rename.
+func (p *Pool) Describe(_ context.Context, id blockdev.ID, record blockdev.Record) error {
+	if err := writeFile(p.record(id), record); err != nil {
+		return spaceFault(fmt.Errorf("describe device %s: %w", id, err))
+	}
+	return nil
+}
+
+// Sync writes the image and its directory entry to stable storage.
+func (p *Pool) Sync(_ context.Context, id blockdev.ID) error {
+	f, err := os.Open(p.image(id))
+	if err != nil {
+		return notFound(id, err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return spaceFault(fmt.Errorf("sync device %s: %w", id, err))
+	}
+	return syncDir(p.images)
+}
+
+// Grow extends the image, and the loop device if the image is active.
+func (p *Pool) Grow(_ context.Context, id blockdev.ID, size int64) error {
+	f, err := os.OpenFile(p.image(id), os.O_RDWR, 0)
+	if err != nil {
+		return notFound(id, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("grow device %s: %w", id, err)
+	}
+	if size = roundUp(size); info.Size() < size {
+		if err := errors.Join(f.Truncate(size), f.Sync()); err != nil {
+			return spaceFault(fmt.Errorf("grow device %s: %w", id, err))
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if device := p.active[id]; device != nil {
+		// Also when the image has the size already: an earlier call may have come this far only.
+		if err := unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+			return fmt.Errorf("grow device %s: set capacity of %s: %w", id, device.Name(), err)
+		}
+	}
+	return nil
+}
+
+// Remove deletes the image and then its record.
+func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
+	if _, err := blockdev.ParseID(string(id)); err != nil {
+		return err
+	}
+	device, err := p.find(id)
+	if err != nil {
+		return err
+	}
+	if device != "" {
+		return fault.Errorf(fault.ErrInUse, "remove device %s: active as %s", id, device)
+	}
+	if err := errors.Join(removeFile(p.image(id)), removeFile(p.record(id))); err != nil {
+		return fmt.Errorf("remove device %s: %w", id, err)
+	}
+	return syncDir(p.images)
+}
+
+// Stat describes a device.
+func (p *Pool) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat(p.image(id), &stat); err != nil {
+		return blockdev.Info{}, notFound(id, err)
+	}
+	info := blockdev.Info{ID: id, Size: stat.Size, Used: stat.Blocks * 512}
+	p.mu.Lock()
+	if device := p.active[id]; device != nil {
+		info.Path = device.Name()
+	}
+	p.mu.Unlock()
+	record, err := os.ReadFile(p.record(id))
+	if err == nil && json.Valid(record) {
+		info.Record = record
+	}
+	return info, nil
+}
+
+// List describes every device, by its age. A record whose image is gone is listed with size 0.
+func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
+	entries, err := os.ReadDir(p.images)
+	if err != nil {
+		return nil, fmt.Errorf("list pool %s: %w", p.dir, err)
+	}
+	var infos []blockdev.Info
+	seen := map[blockdev.ID]bool{}
+	for _, entry := range entries {
+		name := strings.TrimSuffix(strings.TrimSuffix(entry.Name(), imageExt), recordExt)
+		id, err := blockdev.ParseID(name)
+		if err != nil || name == entry.Name() || seen[id] {
+			continue // not ours to name; doctor lists foreign files
+		}
+		seen[id] = true
+		info, err := p.Stat(ctx, id)
+		if fault.Is(err, fault.ErrNotFound) {
+			info = blockdev.Info{ID: id}
+			if record, err := os.ReadFile(p.record(id)); err == nil && json.Valid(record) {
+				info.Record = record
+			}
+		} else if err != nil {
+			return nil, err
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// Space looks at the pool's filesystem and, for a built-in pool, at the host's below it.
+func (p *Pool) Space(context.Context) (blockdev.Space, error) {
+	space, err := statSpace(p.dir, "pool filesystem "+p.dir)
+	if err != nil || p.file == nil || p.file.preallocated {
+		return space, err
+	}
+	host, err := statSpace(filepath.Dir(p.file.path), "host filesystem "+filepath.Dir(p.file.path))
+	if err != nil {
+		return blockdev.Space{}, err
+	}
+	if float64(host.Free)*float64(space.Size) < float64(space.Free)*float64(host.Size) {
+		return host, nil
+	}
+	return space, nil
+}
+
+func statSpace(dir, layer string) (blockdev.Space, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return blockdev.Space{}, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return blockdev.Space{Layer: layer, Size: int64(stat.Blocks) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize}, nil
+}
+
+func notFound(id blockdev.ID, err error) error {
+	if errors.Is(err, iofs.ErrNotExist) {
+		return fault.Errorf(fault.ErrNotFound, "device %s: image is missing", id)
+	}
+	return fmt.Errorf("device %s: %w", id, err)
+}
+
+// spaceFault gives errors that tell of a full disk their kind.
+func spaceFault(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.Errorf(fault.ErrNoSpace, "%w", err)
+	}
+	return err
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return spaceFault(fmt.Errorf("sync directory %s: %w", path, err))
+	}
+	return nil
+}
+
+// writeFile replaces path: temporary file, fsync, rename, fsync of the directory.
+func writeFile(path string, content []byte) (err error) {
+	temp := path + ".tmp"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		return errors.Join(err, removeFile(temp))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// CanReflink tells whether files in dir can share blocks.
+func CanReflink(dir string) (bool, error) {
+	files := [2]*os.File{}
+	for i := range files {
+		f, err := os.CreateTemp(dir, ".orlop-probe-*")
+		if err != nil {
+			return false, fmt.Errorf("probe %s for reflink: %w", dir, err)
+		}
+		defer f.Close()
+		defer os.Remove(f.Name())
+		files[i] = f
+	}
+	if _, err := files[0].Write(make([]byte, blockSize)); err != nil {
+		return false, spaceFault(fmt.Errorf("probe %s for reflink: %w", dir, err))
+	}
+	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd())) == nil, nil
+}
+
+// mountedDevice returns the st_dev of the filesystem mounted at dir itself, if one is.
+func mountedDevice(dir string) (device uint64, mounted bool, err error) {
+	table, err := fs.Table(dir)
+	if err != nil {
+		return 0, false, err
+	}
+	for _, entry := range table {
+		if entry.Mountpoint == dir {
+			device, mounted = entry.Device, true
+		}
+	}
+	return device, mounted, nil
+}

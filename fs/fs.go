@@ -1,0 +1,260 @@
+// Package fs makes, checks, mounts, grows and trims the filesystems of volumes, and reads the kernel's mount
+// table. It works on device nodes and directories and knows neither volumes nor pools.
+package fs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"orlop/internal/fault"
+	"orlop/internal/run"
+)
+
+const (
+	kib = int64(1) << 10
+	mib = int64(1) << 20
+	gib = int64(1) << 30
+	tib = int64(1) << 40
+)
+
+// A Type is a kind of filesystem that a volume may have. This table is all that Orlop knows of each kind:
+// what is allowed, how mkfs is called and what mount(2) is told.
+type Type struct {
+	Name    string
+	MinSize int64 // bytes: below it mkfs refuses, or leaves out the journal
+	MaxSize int64 // bytes
+	mkfs    []string
+	data    string // mount options always given
+
+	// size reads the filesystem's own idea of its size from its superblock, in bytes.
+	size func(superblock []byte) (int64, bool)
+	// failed tells whether the superblock records an error.
+	failed func(superblock []byte) bool
+	// grow extends the mounted filesystem at dir to the device's size in bytes.
+	grow func(dir string, size int64) error
+	// check repairs what is safe to repair; nil where mounting does all there is to do.
+	check []string
+}
+
+// types are the filesystems in the order in which messages list them.
+//
+// ext4: 4 KiB blocks whatever the size, so that images stay alike; tables written lazily and no discard, for a
+// sparse image reads as zeroes anyway. 8 MiB is the smallest with a journal. xfs: sectors of 4 KiB, or it
+// would not mount on a disk with 4 KiB sectors after a restore; mkfs.xfs refuses less than 300 MiB. nouuid, since
+// a clone has its origin's UUID.
+var types = []Type{
+	{
+		Name: "ext4", MinSize: 8 * mib, MaxSize: 16 * tib,
+		mkfs: []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"},
+		data: "errors=remount-ro",
+		size: ext4Size, failed: ext4Failed, grow: ext4Grow,
+		check: []string{"e2fsck", "-p"},
+	},
+	{
+		Name: "xfs", MinSize: 300 * mib, MaxSize: 64 * tib,
+		mkfs: []string{"mkfs.xfs", "-q", "-K", "-s", "size=4096", "-m", "reflink=1"},
+		data: "nouuid",
+		size: xfsSize, failed: func([]byte) bool { return false }, grow: xfsGrow,
+	},
+}
+
+// Lookup returns the type called name, or fault.ErrInvalid with the names that there are.
+func Lookup(name string) (Type, error) {
+	for _, t := range types {
+		if t.Name == name {
+			return t, nil
+		}
+	}
+	return Type{}, fault.Errorf(fault.ErrInvalid, "filesystem %q: not supported: use %s", name, strings.Join(Names(), " or "))
+}
+
+// Names lists the supported filesystems.
+func Names() []string {
+	names := make([]string, len(types))
+	for i, t := range types {
+		names[i] = t.Name
+	}
+	return names
+}
+
+// Params returns the mkfs arguments, for the record.
+func (t Type) Params() []string { return slices.Clone(t.mkfs[1:]) }
+
+// Available fails with fault.ErrUnsupported and the package to install if the type's tools are missing.
+func (t Type) Available() error {
+	_, err := run.Find(t.mkfs[0])
+	return err
+}
+
+// Make writes a filesystem on device, whose root directory then belongs to uid and gid. It refuses a device that
+// is not blank with fault.ErrExists: nothing is ever formatted over. After a crash or an error the device holds
+// a part of a filesystem and must be thrown away.
+func (t Type) Make(ctx context.Context, r run.Runner, device string, uid, gid int) error {
+	if err := blank(device); err != nil {
+		return err
+	}
+	argv := slices.Clone(t.mkfs)
+	if t.Name == "ext4" {
+		argv[len(argv)-1] += ",root_owner=" + strconv.Itoa(uid) + ":" + strconv.Itoa(gid)
+	}
+	if _, err := r.Run(ctx, append(argv, device)...); err != nil {
+		return fmt.Errorf("make %s on %s: %w", t.Name, device, err)
+	}
+	return nil
+}
+
+// blank fails with fault.ErrExists unless the first MiB and the last 64 KiB of the device, where every
+// filesystem, partition table and volume manager keeps its signature, are zero.
+func blank(device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return fmt.Errorf("look for a signature: %w", err)
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("look for a signature on %s: %w", device, err)
+	}
+	for _, part := range []struct{ offset, length int64 }{{0, min(mib, size)}, {max(0, size-64*kib), min(64*kib, size)}} {
+		buf := make([]byte, part.length)
+		if _, err := f.ReadAt(buf, part.offset); err != nil {
+			return fmt.Errorf("look for a signature on %s: %w", device, err)
+		}
+		if len(bytes.Trim(buf, "\x00")) > 0 {
+			return fault.Errorf(fault.ErrExists, "%s holds data already: refusing to format it", device)
+		}
+	}
+	return nil
+}
+
+// FinishRoot gives the root directory of the new filesystem mounted at dir its owner and mode, and makes it
+// empty: Docker copies an image's content only into a directory with nothing in it, not even lost+found.
+func FinishRoot(dir string, uid, gid int, mode uint32) error {
+	if err := removeLostFound(dir); err != nil {
+		return err
+	}
+	if err := os.Chown(dir, uid, gid); err != nil {
+		return fmt.Errorf("set owner of root directory: %w", err)
+	}
+	// Chmod after Chown, which clears set-id bits. os.Chmod would map the bits 07000.
+	if err := chmod(dir, mode); err != nil {
+		return fmt.Errorf("set mode of root directory: %w", err)
+	}
+	return nil
+}
+
+// removeLostFound removes an empty lost+found from a filesystem's root.
+func removeLostFound(dir string) error {
+	err := os.Remove(dir + "/lost+found")
+	if err == nil || errors.Is(err, os.ErrNotExist) || isNotEmpty(err) {
+		return nil
+	}
+	return fmt.Errorf("remove lost+found: %w", err)
+}
+
+// superblock reads the start of a device, which holds the superblock of every type.
+func superblock(device string) ([]byte, error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return nil, fmt.Errorf("read superblock: %w", err)
+	}
+	defer f.Close()
+	buf := make([]byte, 4096)
+	if _, err := io.ReadFull(f, buf); err != nil {
+		return nil, fmt.Errorf("read superblock of %s: %w", device, err)
+	}
+	return buf, nil
+}
+
+// Size returns the size in bytes that the filesystem on device believes it has. It fails with fault.ErrCorrupt
+// if there is no filesystem of this type.
+func (t Type) Size(device string) (int64, error) {
+	block, err := superblock(device)
+	if err != nil {
+		return 0, err
+	}
+	size, ok := t.size(block)
+	if !ok {
+		return 0, fault.Errorf(fault.ErrCorrupt, "%s: no %s filesystem found", device, t.Name)
+	}
+	return size, nil
+}
+
+// Repair checks the filesystem on device if its superblock records an error, and repairs what can be repaired
+// without a decision. The caller must know that nobody has the device mounted. It reports whether anything was
+// done, and fails with fault.ErrCorrupt, and the command to run, where a person must decide.
+func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done bool, err error) {
+	block, err := superblock(device)
+	if err != nil {
+		return false, err
+	}
+	if t.check == nil || !t.failed(block) {
+		return false, nil
+	}
+	_, err = r.Run(ctx, append(slices.Clone(t.check), device)...)
+	var exit *run.ExitError
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &exit) && exit.Code&^3 == 0: // 1: repaired, 2: and a reboot is advised
+		return true, nil
+	case errors.As(err, &exit):
+		return false, fault.Errorf(fault.ErrCorrupt, "%s on %s needs a decision: back it up, then run %s by hand: %w", t.Name, device, t.check[0], err)
+	}
+	return false, err
+}
+
+const (
+	ext4Start = 1024 // offset of the superblock
+	ext4Magic = 0xef53
+)
+
+// ext4Size follows the kernel's Documentation/filesystems/ext4/super.rst.
+func ext4Size(block []byte) (int64, bool) {
+	if len(block) < ext4Start+0x400 {
+		return 0, false
+	}
+	sb := block[ext4Start:]
+	logBlockSize := binary.LittleEndian.Uint32(sb[0x18:])
+	if binary.LittleEndian.Uint16(sb[0x38:]) != ext4Magic || logBlockSize > 6 {
+		return 0, false
+	}
+	blocks := uint64(binary.LittleEndian.Uint32(sb[0x04:]))
+	if binary.LittleEndian.Uint32(sb[0x60:])&0x80 != 0 { // INCOMPAT_64BIT
+		blocks |= uint64(binary.LittleEndian.Uint32(sb[0x150:])) << 32
+	}
+	shift := 10 + logBlockSize
+	if blocks > uint64(1<<62)>>shift {
+		return 0, false
+	}
+	return int64(blocks << shift), true
+}
+
+// ext4Failed reads s_state and s_error_count of the same document.
+func ext4Failed(block []byte) bool {
+	if _, ok := ext4Size(block); !ok {
+		return false
+	}
+	sb := block[ext4Start:]
+	return binary.LittleEndian.Uint16(sb[0x3a:])&2 != 0 || binary.LittleEndian.Uint32(sb[0x194:]) != 0
+}
+
+// xfsSize follows the XFS Algorithms & Data Structures document: magic, block size, blocks, big endian.
+func xfsSize(block []byte) (int64, bool) {
+	if len(block) < 16 || string(block[:4]) != "XFSB" {
+		return 0, false
+	}
+	blockSize, blocks := uint64(binary.BigEndian.Uint32(block[4:])), binary.BigEndian.Uint64(block[8:])
+	if blockSize == 0 || blockSize > 1<<16 || blocks > uint64(1<<62)/blockSize {
+		return 0, false
+	}
+	return int64(blockSize * blocks), true
+}

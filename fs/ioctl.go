@@ -1,0 +1,175 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/internal/fault"
+)
+
+// Requests that golang.org/x/sys does not name, from the kernel's include/uapi/linux/fs.h, fs/ext4/ext4.h and
+// fs/xfs/libxfs/xfs_fs.h.
+const (
+	fitrim        = 0xc0185879
+	fithaw        = 0xc0045878
+	ext4ResizeFS  = 0x40086610
+	xfsGeometryV1 = 0x80705864
+	xfsGrowData   = 0x4010586e
+)
+
+// ioctl calls request on the file or directory at path.
+func ioctl(path string, request uint, arg unsafe.Pointer) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Trim tells the device below the filesystem mounted at dir which blocks are free, and returns their bytes. It
+// fails with fault.ErrUnsupported if the device takes no discards.
+func Trim(dir string) (int64, error) {
+	arg := struct{ start, length, minimum uint64 }{0, math.MaxUint64, 0}
+	err := ioctl(dir, fitrim, unsafe.Pointer(&arg))
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return 0, fault.Errorf(fault.ErrUnsupported, "trim %s: the device takes no discards", dir)
+	case err != nil:
+		return 0, fmt.Errorf("trim %s: %w", dir, err)
+	}
+	return int64(arg.length), nil
+}
+
+// Thaw ends a freeze of the filesystem mounted at dir; one that is not frozen is no error.
+func Thaw(dir string) error {
+	var arg uint32
+	if err := ioctl(dir, fithaw, unsafe.Pointer(&arg)); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("thaw %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Grow extends the filesystem mounted at dir to the device's size in bytes, while it is in use. It survives a
+// crash at any moment with the old or the new size; calling it again finishes it.
+func (t Type) Grow(dir string, size int64) error {
+	if err := t.grow(dir, size); err != nil {
+		return fmt.Errorf("grow %s at %s to %d bytes: %w", t.Name, dir, size, err)
+	}
+	return nil
+}
+
+func ext4Grow(dir string, size int64) error {
+	blocks := uint64(size / 4096)
+	return ioctl(dir, ext4ResizeFS, unsafe.Pointer(&blocks))
+}
+
+// xfsGrow keeps the share of space that inodes may take.
+func xfsGrow(dir string, size int64) error {
+	// The head of struct xfs_fsop_geom_v1 (112 bytes).
+	var geometry struct {
+		blockSize, rtExtentSize, agBlocks, agCount, logBlocks, sectorSize, inodeSize, imaxPercent uint32
+		dataBlocks                                                                                uint64
+		_                                                                                         [72]byte
+	}
+	if err := ioctl(dir, xfsGeometryV1, unsafe.Pointer(&geometry)); err != nil {
+		return err
+	}
+	grow := struct {
+		blocks      uint64
+		imaxPercent uint32
+		_           uint32
+	}{uint64(size) / uint64(geometry.blockSize), geometry.imaxPercent, 0}
+	if grow.blocks <= geometry.dataBlocks {
+		return nil
+	}
+	return ioctl(dir, xfsGrowData, unsafe.Pointer(&grow))
+}
+
+func chmod(path string, mode uint32) error { return unix.Chmod(path, mode) }
+
+func isNotEmpty(err error) bool {
+	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTDIR)
+}
+
+// setImmutable sets or clears the immutable flag of a directory, where its filesystem has one.
+func setImmutable(dir string, on bool) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return nil // no flags here, tmpfs say: mode 0000 has to do
+	}
+	const immutable = 0x10
+	wanted := flags &^ immutable
+	if on {
+		wanted |= immutable
+	}
+	if wanted == flags {
+		return nil
+	}
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(wanted)); err != nil && on {
+		return nil //nolint:nilerr // the flag is a second fence behind mode 0000
+	} else if err != nil {
+		return fmt.Errorf("clear immutable flag: %w", err)
+	}
+	return nil
+}
+
+// MakeMountpoint makes dir, a directory that nobody can write into while nothing is mounted on it. One that is
+// there already is made safe again, and left alone if something is mounted on it.
+func MakeMountpoint(dir string) error {
+	if mounted, err := IsMountpoint(dir); mounted || err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("make mount point %s: something else is there", dir)
+	}
+	if info.Mode().Perm() != 0 {
+		if err := errors.Join(setImmutable(dir, false), os.Chmod(dir, 0)); err != nil {
+			return fmt.Errorf("close mount point %s: %w", dir, err)
+		}
+	}
+	if err := setImmutable(dir, true); err != nil {
+		return fmt.Errorf("close mount point %s: %w", dir, err)
+	}
+	return nil
+}
+
+// RemoveMountpoint removes a directory made by MakeMountpoint; one that is gone is no error. It refuses one
+// that something is mounted on, or that is not empty.
+func RemoveMountpoint(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if mounted, err := IsMountpoint(dir); err != nil {
+		return err
+	} else if mounted {
+		return fault.Errorf(fault.ErrInUse, "remove mount point %s: something is mounted there", dir)
+	}
+	if err := setImmutable(dir, false); err != nil {
+		return fmt.Errorf("remove mount point %s: %w", dir, err)
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove mount point %s: %w", dir, err)
+	}
+	return nil
+}

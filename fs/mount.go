@@ -1,0 +1,282 @@
+package fs
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"orlop/internal/fault"
+)
+
+// A mountOption is a word for --mount-option and what it means to mount(2).
+type mountOption struct {
+	set, clear uintptr
+	data       bool // handed to the filesystem as text
+	types      []string
+}
+
+// mountOptions are the options that a volume may have, beyond the default ones. None of them can weaken what an
+// fsync promises.
+var mountOptions = map[string]mountOption{
+	"suid":        {clear: unix.MS_NOSUID},
+	"nosuid":      {set: unix.MS_NOSUID},
+	"dev":         {clear: unix.MS_NODEV},
+	"nodev":       {set: unix.MS_NODEV},
+	"exec":        {clear: unix.MS_NOEXEC},
+	"noexec":      {set: unix.MS_NOEXEC},
+	"noatime":     {set: unix.MS_NOATIME, clear: unix.MS_RELATIME},
+	"nodiratime":  {set: unix.MS_NODIRATIME},
+	"relatime":    {set: unix.MS_RELATIME, clear: unix.MS_NOATIME},
+	"strictatime": {set: unix.MS_STRICTATIME, clear: unix.MS_NOATIME | unix.MS_RELATIME},
+	"lazytime":    {set: unix.MS_LAZYTIME},
+	"sync":        {set: unix.MS_SYNCHRONOUS},
+	"dirsync":     {set: unix.MS_DIRSYNC},
+	"ro":          {set: unix.MS_RDONLY},
+	"rw":          {clear: unix.MS_RDONLY},
+	"discard":     {data: true},
+	"nodiscard":   {data: true},
+	"acl":         {data: true, types: []string{"ext4"}},
+	"noacl":       {data: true, types: []string{"ext4"}},
+	"user_xattr":  {data: true, types: []string{"ext4"}},
+	"data=ordered": {
+		data: true, types: []string{"ext4"},
+	},
+	"data=journal": {data: true, types: []string{"ext4"}},
+	"inode64":      {data: true, types: []string{"xfs"}},
+	"largeio":      {data: true, types: []string{"xfs"}},
+}
+
+// CheckMountOption fails with fault.ErrInvalid, listing what there is, if a volume of this type cannot have the
+// option.
+func (t Type) CheckMountOption(option string) error {
+	known, ok := mountOptions[option]
+	if ok && (known.types == nil || slices.Contains(known.types, t.Name)) {
+		return nil
+	}
+	var allowed []string
+	for word, o := range mountOptions {
+		if o.types == nil || slices.Contains(o.types, t.Name) {
+			allowed = append(allowed, word)
+		}
+	}
+	slices.Sort(allowed)
+	return fault.Errorf(fault.ErrInvalid, "mount option %q: not allowed on %s: use %s", option, t.Name, strings.Join(allowed, ", "))
+}
+
+// Mount mounts the filesystem on device at dir: nosuid, nodev and discard unless the options say otherwise.
+func (t Type) Mount(device, dir string, options []string) error {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	discard, data := "discard", []string{}
+	for _, word := range options {
+		option := mountOptions[word]
+		flags = flags&^option.clear | option.set
+		switch {
+		case word == "discard" || word == "nodiscard":
+			discard = word
+		case option.data:
+			data = append(data, word)
+		}
+	}
+	data = append(data, t.data, discard)
+	return mount(device, dir, t.Name, flags, strings.Join(data, ","))
+}
+
+func mount(device, dir, fstype string, flags uintptr, data string) error {
+	err := unix.Mount(device, dir, fstype, flags, data)
+	switch {
+	case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EINVAL):
+		return fault.Errorf(fault.ErrCorrupt, "mount %s on %s as %s: %w (see dmesg)", device, dir, fstype, err)
+	case err != nil:
+		return fmt.Errorf("mount %s on %s as %s: %w", device, dir, fstype, err)
+	}
+	return nil
+}
+
+// MountPool mounts an XFS that holds images: timestamps written lazily, and freed blocks given back at once if
+// discard is set.
+func MountPool(device, dir string, discard bool) error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_LAZYTIME
+	data := "nouuid"
+	if discard {
+		data += ",discard"
+	}
+	return mount(device, dir, "xfs", flags, data)
+}
+
+// Bind shows the directory from at dir too.
+func Bind(from, dir string) error {
+	if err := unix.Mount(from, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", from, dir, err)
+	}
+	return nil
+}
+
+// Unmount unmounts what is mounted at dir, never lazily. Nothing mounted there is no error; something in use is
+// fault.ErrInUse.
+func Unmount(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EINVAL): // not a mount point
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return fault.Errorf(fault.ErrInUse, "unmount %s: in use", dir)
+	}
+	return fmt.Errorf("unmount %s: %w", dir, err)
+}
+
+// An Entry is a mount in the table of this process's mount namespace.
+type Entry struct {
+	Mountpoint string
+	Device     uint64 // as st_dev of the filesystem
+	Type       string
+	ReadOnly   bool // the filesystem itself, whether by an option or after an error
+}
+
+// Table returns what is mounted at or below dir in this mount namespace, in mount order.
+func Table(dir string) ([]Entry, error) {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Clean(dir)))
+	if err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
+	}
+	entries := make([]Entry, 0, len(infos))
+	for _, info := range infos {
+		entries = append(entries, Entry{
+			Mountpoint: info.Mountpoint,
+			Device:     unix.Mkdev(uint32(info.Major), uint32(info.Minor)),
+			Type:       info.FSType,
+			ReadOnly:   slices.Contains(strings.Split(info.VFSOptions, ","), "ro"),
+		})
+	}
+	return entries, nil
+}
+
+// IsMountpoint tells whether something is mounted on dir itself; a dir that does not exist is none.
+func IsMountpoint(dir string) (bool, error) {
+	mounted, err := mountinfo.Mounted(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a mount at %s: %w", dir, err)
+	}
+	return mounted, nil
+}
+
+// A Process has a filesystem mounted in its mount namespace.
+type Process struct {
+	PID    int
+	Name   string // command name
+	Cgroup string // of the process; tells which container it is
+}
+
+func (p Process) String() string {
+	if p.Cgroup == "" || p.Cgroup == "/" {
+		return fmt.Sprintf("pid %d (%s)", p.PID, p.Name)
+	}
+	return fmt.Sprintf("pid %d (%s, cgroup %s)", p.PID, p.Name, p.Cgroup)
+}
+
+// MountedElsewhere lists one process for each other mount namespace in which device, an st_dev, is mounted. It
+// reads the mount table of every namespace once. Processes that end meanwhile are passed over.
+func MountedElsewhere(device uint64) ([]Process, error) {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("look into mount namespaces: %w", err)
+	}
+	proc, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("look into mount namespaces: %w", err)
+	}
+	wanted := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	seen := map[string]bool{own: true}
+	var found []Process
+	for _, entry := range proc {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		for _, task := range tasks(pid) {
+			namespace, err := os.Readlink(task + "/ns/mnt")
+			if err != nil || seen[namespace] {
+				continue
+			}
+			if shows, err := tableShows(task+"/mountinfo", wanted); err != nil {
+				continue // it ended, and another of its namespace may tell
+			} else if shows {
+				found = append(found, describe(pid))
+			}
+			seen[namespace] = true
+		}
+	}
+	return found, nil
+}
+
+// tasks lists a process's threads in /proc: one of them alone may be in another namespace, as in docker cp.
+func tasks(pid int) []string {
+	dir := fmt.Sprintf("/proc/%d/task", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	paths := make([]string, len(entries))
+	for i, entry := range entries {
+		paths[i] = dir + "/" + entry.Name()
+	}
+	return paths
+}
+
+func tableShows(path, device string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	return mountinfoShows(f, device)
+}
+
+// mountinfoShows tells whether a mount table in the format of proc_pid_mountinfo(5) has a mount of the device
+// "major:minor", the third field.
+func mountinfoShows(r io.Reader, device string) (bool, error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 2 && fields[2] == device {
+			return true, nil
+		}
+	}
+	return false, lines.Err()
+}
+
+func describe(pid int) Process {
+	p := Process{PID: pid}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
+		p.Name = strings.TrimSpace(string(name))
+	}
+	if cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err == nil {
+		p.Cgroup = longestPath(string(cgroups))
+	}
+	return p
+}
+
+// longestPath picks the most telling line of /proc/PID/cgroup: hierarchies that are not used show "/".
+func longestPath(cgroups string) string {
+	longest := ""
+	for line := range strings.Lines(cgroups) {
+		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 && len(parts[2]) > len(longest) {
+			longest = parts[2]
+		}
+	}
+	return longest
+}

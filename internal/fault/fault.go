@@ -1,0 +1,63 @@
+// Package fault names the kinds of failure that callers act on. A kind is decided once, at the edge that
+// knows it, and read in two places only: the exit codes of the command line and the HTTP status table.
+package fault
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A Kind classifies a failure. It is an error itself, so that errors.Is(err, fault.ErrNotFound) tells whether
+// err is of that kind. Its text is what the control API and --json show.
+type Kind string
+
+// The kinds of failure. ErrFailed is the kind of every error that names no other.
+const (
+	ErrFailed      Kind = "failed"
+	ErrInvalid     Kind = "invalid"
+	ErrNotFound    Kind = "not_found"
+	ErrExists      Kind = "exists"
+	ErrInUse       Kind = "in_use"
+	ErrProtected   Kind = "protected"
+	ErrNoSpace     Kind = "no_space"
+	ErrUnreachable Kind = "unreachable"
+	ErrCorrupt     Kind = "corrupt"
+	ErrUnsupported Kind = "unsupported"
+)
+
+// Error returns the kind's name.
+func (k Kind) Error() string { return string(k) }
+
+type fault struct {
+	kind Kind
+	err  error
+}
+
+func (f *fault) Error() string { return f.err.Error() }
+func (f *fault) Unwrap() error { return f.err }
+
+func (f *fault) Is(target error) bool {
+	kind, ok := target.(Kind)
+	return ok && kind == f.kind
+}
+
+// Errorf is fmt.Errorf with a kind. The kind replaces that of an error wrapped with %w.
+func Errorf(kind Kind, format string, args ...any) error {
+	return &fault{kind: kind, err: fmt.Errorf(format, args...)}
+}
+
+// KindOf returns the outermost kind in err's chain, ErrFailed where there is none, and "" for nil.
+func KindOf(err error) Kind {
+	if err == nil {
+		return ""
+	}
+	var f *fault
+	if errors.As(err, &f) {
+		return f.kind
+	}
+	return ErrFailed
+}
+
+// Is tells whether err's outermost kind is kind. Unlike errors.Is it does not look at kinds that an outer one
+// replaced.
+func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }

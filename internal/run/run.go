@@ -1,0 +1,120 @@
+// Package run starts external commands: argument vectors without a shell, in the C locale, with a time limit,
+// and with the command's own words in the error.
+package run
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"orlop/internal/fault"
+)
+
+// DefaultLimit is the time a command gets where its Runner names none.
+const DefaultLimit = 100 * time.Second
+
+// packages names the Debian package of each command that Orlop starts, for the error of a missing one.
+var packages = map[string]string{
+	"mkfs.ext4":  "e2fsprogs",
+	"e2fsck":     "e2fsprogs",
+	"mkfs.xfs":   "xfsprogs",
+	"xfs_repair": "xfsprogs",
+}
+
+// A Runner runs commands. The zero Runner is ready; a Runner is safe for concurrent use.
+type Runner struct {
+	Limit time.Duration // of one command; DefaultLimit if zero
+}
+
+// An ExitError is the failure of a command that ran and exited with Code.
+type ExitError struct {
+	Argv   []string
+	Code   int
+	Output string // the last lines of standard error, or of standard output where that is empty
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("%s: exit status %d: %s", strings.Join(e.Argv, " "), e.Code, e.Output)
+}
+
+// Run starts argv and returns its standard output. It fails with an *ExitError if the command exits non-zero,
+// and with fault.ErrUnsupported if the command is not installed. A command that overruns the limit or outlives
+// ctx is killed.
+func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
+	limit := r.Limit
+	if limit == 0 {
+		limit = DefaultLimit
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+searchPath())
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Second
+	if resolved, err := Find(argv[0]); err == nil {
+		cmd.Path, cmd.Err = resolved, nil
+	}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return stdout.Bytes(), nil
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, missing(argv[0])
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s: %w (limit %s)", strings.Join(argv, " "), ctx.Err(), limit)
+	case errors.As(err, &exit):
+		return stdout.Bytes(), &ExitError{Argv: argv, Code: exit.ExitCode(), Output: tail(stderr.String(), stdout.String())}
+	}
+	return nil, fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+}
+
+// Find returns the path of a command, looking in the system's sbin directories too. It fails with
+// fault.ErrUnsupported and the package to install.
+func Find(command string) (string, error) {
+	for _, dir := range strings.Split(searchPath(), ":") {
+		path := dir + "/" + command
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", missing(command)
+}
+
+func missing(command string) error {
+	if pkg, ok := packages[command]; ok {
+		return fault.Errorf(fault.ErrUnsupported, "%s is not installed: apt-get install %s", command, pkg)
+	}
+	return fault.Errorf(fault.ErrUnsupported, "%s is not installed", command)
+}
+
+// searchPath is PATH with the directories of system commands, which cron and some shells leave out.
+func searchPath() string {
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if !strings.Contains(":"+path+":", ":"+dir+":") {
+			path += ":" + dir
+		}
+	}
+	return strings.TrimPrefix(path, ":")
+}
+
+// tail returns the last lines of the first text that has any, on one line.
+func tail(texts ...string) string {
+	for _, text := range texts {
+		lines := strings.Split(strings.TrimSpace(text), "\n")
+		if len(lines) > 5 {
+			lines = lines[len(lines)-5:]
+		}
+		if joined := strings.Join(lines, "; "); joined != "" {
+			return joined
+		}
+	}
+	return "(no output)"
+}

@@ -1,0 +1,87 @@
+package metadata
+
+import "time"
+
+// State is where a volume stands in its life.
+type State string
+
+// The states of a volume. The record exists before the first effect on disk and outlives the last.
+const (
+	Creating State = "creating" // being made; undone at the next start if the daemon dies
+	Ready    State = "ready"
+	Removing State = "removing" // being deleted; finished after the next start if the daemon dies
+)
+
+// absent stands for "no record" in the table of transitions.
+const absent State = ""
+
+// transitions lists what may follow each state. A later state is one more row.
+var transitions = map[State][]State{
+	absent:   {Creating, Ready}, // Ready: adopted, or rebuilt from device records
+	Creating: {Ready, Removing, absent},
+	Ready:    {Ready, Removing},
+	Removing: {absent},
+}
+
+// Volume is one volume's record.
+type Volume struct {
+	ID           string            `json:"id"`      // UUIDv7
+	Name         string            `json:"name"`    // unique among volumes
+	Lineage      string            `json:"lineage"` // shared by a volume and what is copied from it; UUIDv7
+	Device       string            `json:"device"`  // ID of its block device
+	Pool         string            `json:"pool"`    // the pool's name
+	PoolUUID     string            `json:"pool_uuid"`
+	Size         int64             `json:"size"` // bytes wanted; every activation converges to it
+	Filesystem   string            `json:"filesystem"`
+	MkfsParams   []string          `json:"mkfs_params,omitempty"`
+	BlockSize    int               `json:"block_size"` // logical block size of the device in bytes
+	UID          int               `json:"uid"`        // owner of the root directory when made
+	GID          int               `json:"gid"`
+	Mode         uint32            `json:"mode"` // permission bits of the root directory when made
+	MountOptions []string          `json:"mount_options,omitempty"`
+	Labels       map[string]string `json:"labels,omitempty"`
+	Protected    bool              `json:"protected,omitempty"`
+	State        State             `json:"state"`
+	Created      time.Time         `json:"created"`
+}
+
+// Device kinds.
+const (
+	KindVolume = "volume" // a volume's current device
+	KindTrash  = "trash"  // replaced or abandoned; deleted in the background
+)
+
+// Device is the record of one block device.
+type Device struct {
+	ID     string `json:"id"`
+	Pool   string `json:"pool"`
+	Parent string `json:"parent,omitempty"` // ID of the device it was cloned from
+	Kind   string `json:"kind"`
+	Size   int64  `json:"size"` // bytes
+}
+
+// Pool is the identity of a pool. A pool that is recorded here and does not show its marker is missing, never new.
+type Pool struct {
+	Name    string    `json:"name"`
+	UUID    string    `json:"uuid"`
+	Spec    string    `json:"spec"` // as on the command line: "loop", "loop:/dir"
+	Created time.Time `json:"created"`
+}
+
+// Holder is somebody who asked for a volume to be mounted and has not yet let go.
+type Holder struct {
+	Volume     string    `json:"volume"`               // the volume's ID
+	ID         string    `json:"id"`                   // Docker's mount ID, or one of the command line's
+	Mountpoint string    `json:"mountpoint,omitempty"` // besides the volume's own; empty for Docker
+	User       bool      `json:"user,omitempty"`       // taken by "orlop mount": only "orlop umount" or a reboot drops it
+	Boot       string    `json:"boot"`                 // boot ID of the kernel it was taken under
+	Epoch      uint64    `json:"epoch,omitempty"`      // Docker epoch it was taken in
+	Since      time.Time `json:"since"`
+}
+
+// Intent announces a freeze. It is recorded before the freeze and removed after the thaw.
+type Intent struct {
+	Volume string `json:"volume"` // the volume's ID
+	Boot   string `json:"boot"`
+	Device uint64 `json:"device"` // st_rdev of the frozen filesystem's block device
+}

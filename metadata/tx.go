@@ -1,0 +1,206 @@
+package metadata
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	bolt "go.etcd.io/bbolt"
+
+	"orlop/internal/fault"
+)
+
+// A Tx is a transaction. It is valid inside the function given to View or Update only.
+type Tx struct {
+	tx *bolt.Tx
+}
+
+// Volume returns the volume with this ID, or fault.ErrNotFound.
+func (t *Tx) Volume(id string) (Volume, error) {
+	volume, ok, err := read[Volume](t, bucketVolumes, id)
+	if err == nil && !ok {
+		err = fault.Errorf(fault.ErrNotFound, "volume %q: not found", id)
+	}
+	return volume, err
+}
+
+// VolumeNamed returns the volume with this name, or fault.ErrNotFound.
+func (t *Tx) VolumeNamed(name string) (Volume, error) {
+	if id := t.tx.Bucket(bucketNames).Get([]byte(name)); id != nil {
+		return t.Volume(string(id))
+	}
+	return Volume{}, fault.Errorf(fault.ErrNotFound, "volume %q: not found", name)
+}
+
+// Volumes returns every volume, sorted by ID and so by age.
+func (t *Tx) Volumes() ([]Volume, error) { return readAll[Volume](t, bucketVolumes, "") }
+
+// Names calls fn with the name of every volume in alphabetical order. It reads no records.
+func (t *Tx) Names(fn func(name string) error) error {
+	return t.tx.Bucket(bucketNames).ForEach(func(name, _ []byte) error { return fn(string(name)) })
+}
+
+// PutVolume makes or replaces a volume's record. It fails with fault.ErrExists if another volume has the name,
+// and refuses a state that may not follow the present one.
+func (t *Tx) PutVolume(v Volume) error {
+	old, existed, err := read[Volume](t, bucketVolumes, v.ID)
+	if err != nil {
+		return err
+	}
+	if err := follow(v.Name, old.State, v.State); err != nil {
+		return err
+	}
+	names := t.tx.Bucket(bucketNames)
+	if owner := names.Get([]byte(v.Name)); owner != nil && string(owner) != v.ID {
+		return fault.Errorf(fault.ErrExists, "volume %q: exists already", v.Name)
+	}
+	if existed && old.Name != v.Name {
+		return fmt.Errorf("volume %q: cannot be renamed to %q", old.Name, v.Name)
+	}
+	if err := names.Put([]byte(v.Name), []byte(v.ID)); err != nil {
+		return fmt.Errorf("record volume %q: %w", v.Name, err)
+	}
+	return write(t, bucketVolumes, v.ID, v)
+}
+
+// DeleteVolume forgets a volume and its holders. It refuses one whose device may still be there.
+func (t *Tx) DeleteVolume(id string) error {
+	v, err := t.Volume(id)
+	if err != nil {
+		return err
+	}
+	if err := follow(v.Name, v.State, absent); err != nil {
+		return err
+	}
+	holders, err := t.Holders(id)
+	if err != nil {
+		return err
+	}
+	for _, holder := range holders {
+		if err := t.DeleteHolder(id, holder.ID); err != nil {
+			return err
+		}
+	}
+	if err := t.tx.Bucket(bucketNames).Delete([]byte(v.Name)); err != nil {
+		return fmt.Errorf("forget volume %q: %w", v.Name, err)
+	}
+	return remove(t, bucketVolumes, id)
+}
+
+// follow fails unless state next may come after state now.
+func follow(name string, now, next State) error {
+	if slices.Contains(transitions[now], next) {
+		return nil
+	}
+	return fmt.Errorf("volume %q: state %q may not become %q", name, now, next)
+}
+
+// Device returns a device's record, or fault.ErrNotFound.
+func (t *Tx) Device(id string) (Device, error) {
+	device, ok, err := read[Device](t, bucketDevices, id)
+	if err == nil && !ok {
+		err = fault.Errorf(fault.ErrNotFound, "device %q: not found", id)
+	}
+	return device, err
+}
+
+// Devices returns every device's record.
+func (t *Tx) Devices() ([]Device, error) { return readAll[Device](t, bucketDevices, "") }
+
+// PutDevice makes or replaces a device's record.
+func (t *Tx) PutDevice(d Device) error { return write(t, bucketDevices, d.ID, d) }
+
+// DeleteDevice forgets a device.
+func (t *Tx) DeleteDevice(id string) error { return remove(t, bucketDevices, id) }
+
+// Pool returns the pool known by this name; ok is false if there is none.
+func (t *Tx) Pool(name string) (pool Pool, ok bool, err error) {
+	return read[Pool](t, bucketPools, name)
+}
+
+// Pools returns every pool that was ever known.
+func (t *Tx) Pools() ([]Pool, error) { return readAll[Pool](t, bucketPools, "") }
+
+// PutPool makes or replaces a pool's record.
+func (t *Tx) PutPool(p Pool) error { return write(t, bucketPools, p.Name, p) }
+
+// Holders returns a volume's holders, or everybody's if volume is empty.
+func (t *Tx) Holders(volume string) ([]Holder, error) {
+	if volume == "" {
+		return readAll[Holder](t, bucketHolders, "")
+	}
+	return readAll[Holder](t, bucketHolders, volume+"/")
+}
+
+// PutHolder records a holder; the same volume and ID replace the former record.
+func (t *Tx) PutHolder(h Holder) error { return write(t, bucketHolders, h.Volume+"/"+h.ID, h) }
+
+// DeleteHolder forgets a holder; one that is not there is no error.
+func (t *Tx) DeleteHolder(volume, id string) error { return remove(t, bucketHolders, volume+"/"+id) }
+
+// Intents returns every announced freeze.
+func (t *Tx) Intents() ([]Intent, error) { return readAll[Intent](t, bucketIntents, "") }
+
+// PutIntent announces a freeze.
+func (t *Tx) PutIntent(i Intent) error { return write(t, bucketIntents, i.Volume, i) }
+
+// DeleteIntent withdraws the announcement of a volume's freeze.
+func (t *Tx) DeleteIntent(volume string) error { return remove(t, bucketIntents, volume) }
+
+// Epoch returns the number of the present Docker epoch.
+func (t *Tx) Epoch() uint64 {
+	if raw := t.tx.Bucket(bucketMeta).Get(keyEpoch); len(raw) == 8 {
+		return binary.BigEndian.Uint64(raw)
+	}
+	return 0
+}
+
+// PutEpoch records the number of the present Docker epoch.
+func (t *Tx) PutEpoch(n uint64) error { return t.tx.Bucket(bucketMeta).Put(keyEpoch, number(n)) }
+
+func read[T any](t *Tx, bucket []byte, key string) (record T, ok bool, err error) {
+	raw := t.tx.Bucket(bucket).Get([]byte(key))
+	if raw == nil {
+		return record, false, nil
+	}
+	if err := json.Unmarshal(raw, &record); err != nil {
+		return record, false, fault.Errorf(fault.ErrCorrupt, "metadata %s/%s: %w", bucket, key, err)
+	}
+	return record, true, nil
+}
+
+func readAll[T any](t *Tx, bucket []byte, prefix string) ([]T, error) {
+	var records []T
+	cursor := t.tx.Bucket(bucket).Cursor()
+	for key, raw := cursor.Seek([]byte(prefix)); key != nil && hasPrefix(key, prefix); key, raw = cursor.Next() {
+		var record T
+		if err := json.Unmarshal(raw, &record); err != nil {
+			return nil, fault.Errorf(fault.ErrCorrupt, "metadata %s/%s: %w", bucket, key, err)
+		}
+		records = append(records, record)
+	}
+	return records, nil
+}
+
+func hasPrefix(key []byte, prefix string) bool {
+	return len(key) >= len(prefix) && string(key[:len(prefix)]) == prefix
+}
+
+func write(t *Tx, bucket []byte, key string, record any) error {
+	raw, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("metadata %s/%s: %w", bucket, key, err)
+	}
+	if err := t.tx.Bucket(bucket).Put([]byte(key), raw); err != nil {
+		return fmt.Errorf("metadata %s/%s: %w", bucket, key, err)
+	}
+	return nil
+}
+
+func remove(t *Tx, bucket []byte, key string) error {
+	if err := t.tx.Bucket(bucket).Delete([]byte(key)); err != nil {
+		return fmt.Errorf("metadata %s/%s: %w", bucket, key, err)
+	}
+	return nil
+}
