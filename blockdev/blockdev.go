@@ -86,7 +86,7 @@ type Pool interface {
 	Deactivate(ctx context.Context, id ID) error   // fault.ErrInUse if anyone holds it
 	Remove(ctx context.Context, id ID) error       // fault.ErrInUse if active
 	Stat(ctx context.Context, id ID) (Info, error) // size, used, path, record
-	List(ctx context.Context) ([]Info, error)          // every device, unknown ones included
+	List(ctx context.Context) ([]Info, error)      // every device, unknown ones included
 	Space(ctx context.Context) (Space, error)      // every layer below, the tightest one named
 	Traits() Traits
 }

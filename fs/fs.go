@@ -40,6 +40,8 @@ type Type struct {
 	failed func(superblock []byte) bool
 	// grow extends the mounted filesystem at dir to the device's size in bytes.
 	grow func(dir string, size int64) error
+	// growNeedsResource tells that grow needs CAP_SYS_RESOURCE; then there is GrowOffline too.
+	growNeedsResource bool
 	// check repairs what is safe to repair; nil where mounting does all there is to do.
 	check []string
 }
@@ -55,7 +57,7 @@ var types = []Type{
 		Name: "ext4", MinSize: 8 * mib, MaxSize: 16 * tib,
 		mkfs: []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"},
 		data: "errors=remount-ro",
-		size: ext4Size, failed: ext4Failed, grow: ext4Grow,
+		size: ext4Size, failed: ext4Failed, grow: ext4Grow, growNeedsResource: true,
 		check: []string{"e2fsck", "-p"},
 	},
 	{
@@ -138,7 +140,7 @@ func blank(device string) error {
 // FinishRoot gives the root directory of the new filesystem mounted at dir its owner and mode, and makes it
 // empty: Docker copies an image's content only into a directory with nothing in it, not even lost+found.
 func FinishRoot(dir string, uid, gid int, mode uint32) error {
-	if err := removeLostFound(dir); err != nil {
+	if err := RemoveLostFound(dir); err != nil {
 		return err
 	}
 	if err := os.Chown(dir, uid, gid); err != nil {
@@ -151,8 +153,8 @@ func FinishRoot(dir string, uid, gid int, mode uint32) error {
 	return nil
 }
 
-// removeLostFound removes an empty lost+found from a filesystem's root.
-func removeLostFound(dir string) error {
+// RemoveLostFound removes an empty lost+found from the filesystem mounted at dir.
+func RemoveLostFound(dir string) error {
 	err := os.Remove(dir + "/lost+found")
 	if err == nil || errors.Is(err, os.ErrNotExist) || isNotEmpty(err) {
 		return nil

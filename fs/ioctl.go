@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"orlop/internal/fault"
+	"orlop/internal/run"
 )
 
 // Requests that golang.org/x/sys does not name, from the kernel's include/uapi/linux/fs.h, fs/ext4/ext4.h and
@@ -63,6 +65,35 @@ func Thaw(dir string) error {
 func (t Type) Grow(dir string, size int64) error {
 	if err := t.grow(dir, size); err != nil {
 		return fmt.Errorf("grow %s at %s to %d bytes: %w", t.Name, dir, size, err)
+	}
+	return nil
+}
+
+// GrowsMounted tells whether this process can grow a mounted filesystem of this type: for ext4 the kernel wants
+// CAP_SYS_RESOURCE, which some containers and sandboxes withhold from root.
+func (t Type) GrowsMounted() bool {
+	if !t.growNeedsResource {
+		return true
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return false
+	}
+	return sets[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// GrowOffline extends the filesystem on device to the device's size. The caller must know that nobody has it
+// mounted. Cut short, it may be called again.
+func (t Type) GrowOffline(ctx context.Context, r run.Runner, device string) error {
+	if _, err := r.Run(ctx, "e2fsck", "-f", "-p", device); err != nil {
+		var exit *run.ExitError
+		if !errors.As(err, &exit) || exit.Code&^3 != 0 {
+			return fmt.Errorf("check %s before growing: %w", device, err)
+		}
+	}
+	if _, err := r.Run(ctx, "resize2fs", device); err != nil {
+		return fmt.Errorf("grow %s on %s: %w", t.Name, device, err)
 	}
 	return nil
 }

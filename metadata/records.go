@@ -45,11 +45,8 @@ type Volume struct {
 	Created      time.Time         `json:"created"`
 }
 
-// Device kinds.
-const (
-	KindVolume = "volume" // a volume's current device
-	KindTrash  = "trash"  // replaced or abandoned; deleted in the background
-)
+// KindVolume is the kind of a device that is a volume's current one.
+const KindVolume = "volume"
 
 // Device is the record of one block device.
 type Device struct {

@@ -36,6 +36,11 @@ func (t *Tx) VolumeNamed(name string) (Volume, error) {
 // Volumes returns every volume, sorted by ID and so by age.
 func (t *Tx) Volumes() ([]Volume, error) { return readAll[Volume](t, bucketVolumes, "") }
 
+// VolumesWithID returns the volumes whose ID begins with prefix.
+func (t *Tx) VolumesWithID(prefix string) ([]Volume, error) {
+	return readAll[Volume](t, bucketVolumes, prefix)
+}
+
 // Names calls fn with the name of every volume in alphabetical order. It reads no records.
 func (t *Tx) Names(fn func(name string) error) error {
 	return t.tx.Bucket(bucketNames).ForEach(func(name, _ []byte) error { return fn(string(name)) })

@@ -55,6 +55,10 @@ func KindOf(err error) Kind {
 	if errors.As(err, &f) {
 		return f.kind
 	}
+	var kind Kind
+	if errors.As(err, &kind) {
+		return kind
+	}
 	return ErrFailed
 }
 

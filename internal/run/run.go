@@ -20,10 +20,10 @@ const DefaultLimit = 100 * time.Second
 
 // packages names the Debian package of each command that Orlop starts, for the error of a missing one.
 var packages = map[string]string{
-	"mkfs.ext4":  "e2fsprogs",
-	"e2fsck":     "e2fsprogs",
-	"mkfs.xfs":   "xfsprogs",
-	"xfs_repair": "xfsprogs",
+	"mkfs.ext4": "e2fsprogs",
+	"e2fsck":    "e2fsprogs",
+	"resize2fs": "e2fsprogs",
+	"mkfs.xfs":  "xfsprogs",
 }
 
 // A Runner runs commands. The zero Runner is ready; a Runner is safe for concurrent use.

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/control"
+	"orlop/internal/fault"
+)
+
+const defaultSocket = "/run/orlop/control.sock"
+
+// cli is one invocation of the command line.
+type cli struct {
+	stdout, stderr io.Writer
+	json           bool
+	client         *control.Client
+}
+
+// run is main with everything given to it. It returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	c := &cli{stdout: stdout, stderr: stderr}
+	app := c.app()
+	err := app.RunContext(ctx, arrange(app, args))
+	if c.client != nil {
+		c.client.Close()
+	}
+	var told reported
+	if err != nil && !errors.As(err, &told) {
+		report(stderr, err, c.json)
+	}
+	return exitCode(err)
+}
+
+func (c *cli) app() *urfave.App {
+	app := &urfave.App{
+		Name:                      "orlop",
+		Usage:                     "volumes of their own for containers",
+		UsageText:                 "orlop [--socket PATH] [--json] [--verbose] COMMAND",
+		HideVersion:               true,
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,
+		Writer:                    c.stdout,
+		ErrWriter:                 c.stderr,
+		Flags: []urfave.Flag{
+			&urfave.StringFlag{Name: "socket", Usage: "control socket of the daemon", Value: defaultSocket, EnvVars: []string{"ORLOP_SOCKET"}},
+			&urfave.BoolFlag{Name: "json", Usage: "print JSON"},
+			&urfave.BoolFlag{Name: "verbose", Usage: "daemon: log every call; other commands: say what is asked of the daemon"},
+		},
+		Before: func(ctx *urfave.Context) error {
+			c.json = ctx.Bool("json")
+			c.client = control.NewClient(ctx.String("socket"))
+			if ctx.Bool("verbose") && ctx.Args().First() != "daemon" {
+				fmt.Fprintf(c.stderr, "orlop: daemon at %s\n", ctx.String("socket"))
+			}
+			return nil
+		},
+		Action:         unknownCommand,
+		ExitErrHandler: func(*urfave.Context, error) {}, // run decides the exit code
+		OnUsageError:   usageError,
+		Commands: []*urfave.Command{
+			c.daemonCommand(), c.shutdownCommand(), c.infoCommand(),
+			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
+			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
+			c.versionCommand(),
+		},
+	}
+	app.Commands = append(app.Commands, c.completionCommand(app))
+	for _, command := range app.Commands {
+		command.OnUsageError = usageError
+		command.HideHelpCommand = true
+	}
+	return app
+}
+
+func usageError(_ *urfave.Context, err error, _ bool) error {
+	return fault.Errorf(fault.ErrInvalid, "%w (see 'orlop help' or COMMAND --help)", err)
+}
+
+// unknownCommand answers what is no command; without any argument it shows the help.
+func unknownCommand(ctx *urfave.Context) error {
+	switch name := ctx.Args().First(); name {
+	case "", "help":
+		return urfave.ShowAppHelp(ctx)
+	default:
+		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", name)
+	}
+}
+
+// arguments checks how many arguments a command got.
+func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
+	args := ctx.Args().Slice()
+	switch {
+	case len(args) < least:
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s", ctx.Command.Name, ctx.Command.Name, ctx.Command.ArgsUsage)
+	case most >= 0 && len(args) > most:
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: surplus argument %q: orlop %s %s", ctx.Command.Name, args[most], ctx.Command.Name, ctx.Command.ArgsUsage)
+	}
+	return args, nil
+}
+
+// print writes a line, or with --json whatever of the answer stands behind it.
+func (c *cli) print(text string, full any) error {
+	if c.json {
+		return c.printJSON(full)
+	}
+	if _, err := fmt.Fprintln(c.stdout, text); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+func (c *cli) printJSON(value any) error {
+	encoder := json.NewEncoder(c.stdout)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(value); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	urfave "github.com/urfave/cli/v2"
+)
+
+// arrange brings flags before arguments, as urfave/cli wants them: global flags first, then the command, its flags,
+// and behind "--" its arguments. Users may write them in any order; "--" ends flags for them too.
+func arrange(app *urfave.App, args []string) []string {
+	var global, path, flags, rest []string
+	commands, local := app.Commands, []urfave.Flag(nil)
+	inPath := true
+	for i := 1; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			rest = append(rest, args[i+1:]...)
+			break
+		}
+		if len(arg) > 1 && arg[0] == '-' {
+			name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+			flag := findFlag(local, name)
+			into := &flags
+			if flag == nil {
+				if flag = findFlag(app.Flags, name); flag != nil || inPath && len(path) == 0 {
+					into = &global
+				}
+			}
+			*into = append(*into, arg)
+			if takesValue(flag) && !hasValue && i+1 < len(args) {
+				i++
+				*into = append(*into, args[i])
+			}
+			continue
+		}
+		if inPath {
+			if c := findCommand(commands, arg); c != nil {
+				path, commands, local = append(path, arg), c.Subcommands, c.Flags
+				continue
+			}
+			inPath = false
+		}
+		rest = append(rest, arg)
+	}
+	arranged := slices.Concat(args[:1], global, path, flags)
+	if len(rest) > 0 {
+		if len(path) > 0 && len(commands) == 0 {
+			arranged = append(arranged, "--")
+		}
+		arranged = append(arranged, rest...)
+	}
+	return arranged
+}
+
+func findCommand(commands []*urfave.Command, name string) *urfave.Command {
+	for _, c := range commands {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+func findFlag(flags []urfave.Flag, name string) urfave.Flag {
+	for _, f := range flags {
+		if slices.Contains(f.Names(), name) {
+			return f
+		}
+	}
+	return nil
+}
+
+func takesValue(f urfave.Flag) bool {
+	generating, ok := f.(urfave.DocGenerationFlag)
+	return ok && generating.TakesValue()
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/fault"
+)
+
+func (c *cli) completionCommand(app *urfave.App) *urfave.Command {
+	shells := map[string]func(*urfave.App) (string, error){
+		"bash": func(app *urfave.App) (string, error) { return bashCompletion(app), nil },
+		"zsh": func(app *urfave.App) (string, error) {
+			return "autoload -U +X bashcompinit && bashcompinit\n" + bashCompletion(app), nil
+		},
+		"fish": (*urfave.App).ToFishCompletion,
+	}
+	return &urfave.Command{
+		Name: "completion", Usage: "print a script that completes commands in a shell", ArgsUsage: "bash|zsh|fish",
+		Description: `Example: eval "$(orlop completion bash)"`,
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			script, ok := shells[args[0]]
+			if !ok {
+				return fault.Errorf(fault.ErrInvalid, "shell %q: not supported: use bash, zsh or fish", args[0])
+			}
+			text, err := script(app)
+			if err != nil {
+				return fmt.Errorf("completion: %w", err)
+			}
+			_, err = fmt.Fprint(c.stdout, text)
+			return err
+		},
+	}
+}
+
+// bashCompletion completes commands, flags, and volume names after the commands that take them.
+func bashCompletion(app *urfave.App) string {
+	var b strings.Builder
+	var names []string
+	for _, command := range app.Commands {
+		names = append(names, command.Names()...)
+	}
+	fmt.Fprintf(&b, "_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command=\n")
+	fmt.Fprintf(&b, "  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n    case \" %s \" in *\" $word \"*) command=$word; break;; esac\n  done\n", strings.Join(names, " "))
+	fmt.Fprintf(&b, "  local words\n  case \"$command\" in\n    '') words='%s %s';;\n", strings.Join(names, " "), flagWords(app.Flags))
+	for _, command := range app.Commands {
+		words := flagWords(command.Flags)
+		volumes := ""
+		if strings.Contains(command.ArgsUsage, "NAME") && command.Name != "create" {
+			volumes = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
+		}
+		fmt.Fprintf(&b, "    %s) words='%s'%s;;\n", strings.Join(command.Names(), "|"), words, volumes)
+	}
+	b.WriteString("  esac\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -F _orlop orlop\n")
+	return b.String()
+}
+
+func flagWords(flags []urfave.Flag) string {
+	var words []string
+	for _, flag := range flags {
+		words = append(words, "--"+flag.Names()[0])
+	}
+	slices.Sort(words)
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	urfave "github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"orlop/blockdev/loop"
+	"orlop/internal/control/server"
+	product "orlop/internal/daemon"
+	"orlop/internal/docker"
+	"orlop/internal/fault"
+	"orlop/internal/volume"
+	"orlop/metadata"
+)
+
+const (
+	pluginDir = "/run/docker/plugins"
+	// drainLimit is how long requests under way may take after a stop was asked for, before they are cancelled.
+	drainLimit = 30 * time.Second
+)
+
+// settings are the daemon's flags. Those given on a start always win: nothing of them is stored.
+type settings struct {
+	root, defaultFS, pluginName, pluginSocket, controlSocket, logFormat string
+	pools                                                               []poolSpec
+	poolSize, defaultSize                                               int64
+	preallocate, verbose                                                bool
+}
+
+func (c *cli) daemonCommand() *urfave.Command {
+	env := func(flag string) []string {
+		return []string{"ORLOP_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}
+	}
+	text := func(name, value, usage string) urfave.Flag {
+		return &urfave.StringFlag{Name: name, Value: value, Usage: usage, EnvVars: env(name)}
+	}
+	return &urfave.Command{
+		Name: "daemon", Usage: "own this host's volumes and serve Docker, in the foreground",
+		Description: "Every flag has an environment variable, ORLOP_ and its name.\nExample: orlop daemon --pool loop:/srv/xfs",
+		Flags: []urfave.Flag{
+			text("root", "/var/lib/orlop", "directory of metadata, mount points and the built-in pool"),
+			&urfave.StringSliceFlag{Name: "pool", Usage: "[NAME=]loop, or [NAME=]loop:DIR for images in a directory on XFS or btrfs; the first is the default (default: loop)", EnvVars: env("pool")},
+			text("pool-size", "", "nominal size of the built-in pool; a larger one than it has grows it (default: free space less 10%)"),
+			&urfave.BoolFlag{Name: "pool-preallocate", Usage: "allocate all of the built-in pool's file", EnvVars: env("pool-preallocate")},
+			text("default-size", "10G", "size of volumes made without one"),
+			text("default-fs", "ext4", "filesystem of volumes made without one"),
+			text("plugin-name", "orlop", "name of the volume driver"),
+			text("plugin-socket", "", "socket for Docker (default: "+pluginDir+"/<plugin name>.sock)"),
+			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if there is one, which then equals root"),
+			text("log-format", "text", "text or json"),
+		},
+		Action: func(ctx *urfave.Context) error {
+			if _, err := arguments(ctx, 0, 0); err != nil {
+				return err
+			}
+			s, err := readSettings(ctx)
+			if err != nil {
+				return err
+			}
+			return serve(ctx.Context, s, newLogger(c.stderr, s))
+		},
+	}
+}
+
+func readSettings(ctx *urfave.Context) (s settings, err error) {
+	s = settings{
+		root: ctx.String("root"), defaultFS: ctx.String("default-fs"), pluginName: ctx.String("plugin-name"),
+		pluginSocket: ctx.String("plugin-socket"), controlSocket: ctx.String("control-socket"), logFormat: ctx.String("log-format"),
+		preallocate: ctx.Bool("pool-preallocate"), verbose: ctx.Bool("verbose"),
+	}
+	if s.logFormat != "text" && s.logFormat != "json" {
+		return s, fault.Errorf(fault.ErrInvalid, "--log-format %q: must be text or json", s.logFormat)
+	}
+	if s.pluginName == "" || strings.ContainsAny(s.pluginName, "/ \t\n") {
+		return s, fault.Errorf(fault.ErrInvalid, "--plugin-name %q: must be a word without '/'", s.pluginName)
+	}
+	if s.pluginSocket == "" {
+		s.pluginSocket = filepath.Join(pluginDir, s.pluginName+".sock")
+	}
+	if s.defaultSize, err = product.ParseSize(ctx.String("default-size")); err != nil {
+		return s, fmt.Errorf("--default-size: %w", err)
+	}
+	if size := ctx.String("pool-size"); size != "" {
+		if s.poolSize, err = product.ParseSize(size); err != nil {
+			return s, fmt.Errorf("--pool-size: %w", err)
+		}
+		if s.poolSize < loop.MinSize {
+			return s, fault.Errorf(fault.ErrInvalid, "--pool-size %s: must be at least %s", size, product.Bytes(loop.MinSize))
+		}
+	}
+	s.pools, err = parsePools(ctx.StringSlice("pool"))
+	return s, err
+}
+
+func newLogger(w io.Writer, s settings) *slog.Logger {
+	options := &slog.HandlerOptions{}
+	if s.verbose {
+		options.Level = slog.LevelDebug
+	}
+	if s.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// serve runs the daemon until ctx is done or a shutdown is asked for. The order matters: the metadata's lock makes
+// the root ours, then pools, then recovery, and only then sockets, so that nobody is answered by half a daemon.
+func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if s.root, err = prepareRoot(s.root); err != nil {
+		return err
+	}
+	store, err := metadata.Open(s.root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	pools, err := openPools(ctx, s, store, log)
+	if err != nil {
+		return err
+	}
+	defer pools.close()
+	volumes, err := volume.New(volume.Config{Root: s.root, Store: store, Pools: pools.forVolumes(), Boot: bootID(), Log: log})
+	if err != nil {
+		return err
+	}
+	if err := volumes.Recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	d, err := product.New(product.Config{
+		Version: version, Root: s.root, Store: store, Volumes: volumes, Pools: pools.all,
+		DefaultSize: s.defaultSize, DefaultFS: s.defaultFS, PluginName: s.pluginName,
+	})
+	if err != nil {
+		return err
+	}
+	return listenAndServe(ctx, stop, s, d, volumes, pools, log)
+}
+
+// prepareRoot makes the data root and returns its path without symbolic links, as the kernel's mount table shows it.
+func prepareRoot(root string) (string, error) {
+	root, err := filepath.Abs(root)
+	if err == nil {
+		err = os.MkdirAll(root, 0o711)
+	}
+	if err == nil {
+		root, err = filepath.EvalSymlinks(root)
+	}
+	if err != nil {
+		return "", fmt.Errorf("data root: %w", err)
+	}
+	return root, nil
+}
+
+// bootID names this run of the kernel.
+func bootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// listenAndServe opens both sockets and answers until ctx is done, then lets the requests under way finish.
+func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Daemon, volumes *volume.Manager, pools *poolSet, log *slog.Logger) error {
+	plugin, control, err := listen(s)
+	if err != nil {
+		return err
+	}
+	// Work outlives ctx until the requests under way are drained.
+	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelWork()
+	pluginServer := newServer(docker.Handler(work, d, log), log)
+	shutdown := func(ctx context.Context, detach bool) error {
+		if detach {
+			if err := volumes.SettleAll(ctx); err != nil {
+				return err
+			}
+		}
+		defer stop() // the control server sends this answer before it is drained
+		if !detach {
+			return nil
+		}
+		if err := pluginServer.Shutdown(ctx); err != nil {
+			return fmt.Errorf("stop serving docker: %w", err)
+		}
+		return pools.detach(ctx)
+	}
+	controlServer := newServer(server.Handler(d, version, shutdown), log)
+	var group errgroup.Group
+	for _, one := range []struct {
+		server *http.Server
+		socket socket
+	}{{pluginServer, plugin}, {controlServer, control}} {
+		group.Go(func() error {
+			if err := one.server.Serve(one.socket.Listener); !errors.Is(err, http.ErrServerClosed) {
+				stop()
+				return fmt.Errorf("serve %s: %w", one.socket.path, err)
+			}
+			return nil
+		})
+	}
+	background, cancelBackground := context.WithCancel(work)
+	group.Go(func() error { return volumes.Run(background) })
+	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket)
+	notify(log, daemon.SdNotifyReady)
+	<-ctx.Done()
+	notify(log, daemon.SdNotifyStopping)
+	log.Info("stopping; mounted volumes stay mounted")
+	cancelBackground()
+	drain(cancelWork, log, pluginServer, controlServer)
+	err = group.Wait()
+	plugin.remove()
+	control.remove()
+	return err
+}
+
+// drain waits for the requests under way, and cancels them after drainLimit.
+func drain(cancelWork func(), log *slog.Logger, servers ...*http.Server) {
+	limit, cancel := context.WithTimeout(context.Background(), drainLimit)
+	defer cancel()
+	for _, s := range servers {
+		if err := s.Shutdown(limit); err != nil {
+			log.Warn("requests cut short", "error", err)
+			cancelWork()
+			_ = s.Close() // the connections that are left
+		}
+	}
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("service manager not told", "state", state, "error", err)
+	}
+}
+
+// newServer returns a server in which a panic ends the process: net/http would carry on with whatever state the
+// panic left, and recovery at start is made for just that.
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			defer func() {
+				if p := recover(); p != nil {
+					escalate(p)
+				}
+			}()
+			log.Debug("request", "method", r.Method, "path", r.URL.Path)
+			handler.ServeHTTP(w, r)
+		}),
+	}
+}
+
+// escalate panics where nobody recovers.
+func escalate(p any) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		panic(p)
+	}()
+	<-done
+}

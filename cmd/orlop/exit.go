@@ -1,0 +1,67 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"orlop/internal/control"
+	"orlop/internal/fault"
+)
+
+// exitCodes is the exit code of each kind of failure.
+var exitCodes = map[fault.Kind]int{
+	fault.ErrFailed:      1,
+	fault.ErrInvalid:     2,
+	fault.ErrNotFound:    3,
+	fault.ErrExists:      4,
+	fault.ErrInUse:       4,
+	fault.ErrProtected:   4,
+	fault.ErrNoSpace:     5,
+	fault.ErrUnreachable: 6,
+	fault.ErrCorrupt:     7,
+	fault.ErrUnsupported: 8,
+}
+
+// exitCode is what the process exits with after err, 0 for nil.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if code, ok := exitCodes[fault.KindOf(err)]; ok {
+		return code
+	}
+	return 1
+}
+
+// report writes an error to w, as JSON if asked to.
+func report(w io.Writer, err error, asJSON bool) {
+	if !asJSON {
+		fmt.Fprintf(w, "orlop: %v\n", err)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(control.NewErrorBody(err)) // there is nowhere else to say it
+}
+
+// forEach calls do for every name, tells of each failure at once, and returns the first.
+func (c *cli) forEach(names []string, do func(name string) error) (first error) {
+	for _, name := range names {
+		err := do(name)
+		if err == nil {
+			continue
+		}
+		if first == nil {
+			first = err
+		}
+		report(c.stderr, err, c.json)
+	}
+	if first != nil {
+		return reported{first}
+	}
+	return nil
+}
+
+// reported is an error that the user has been told of.
+type reported struct{ error }
+
+func (r reported) Unwrap() error { return r.error }

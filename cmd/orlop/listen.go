@@ -1,0 +1,117 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
+
+	"orlop/internal/fault"
+)
+
+// controlGroup may use the control socket, where it exists.
+const controlGroup = "orlop"
+
+// A socket is a listening unix socket.
+type socket struct {
+	net.Listener
+	path  string
+	given bool // by the service manager, which keeps it
+}
+
+// remove deletes the socket file that we made.
+func (s socket) remove() {
+	if !s.given {
+		_ = os.Remove(s.path) // a stale one is replaced at the next start
+	}
+}
+
+// listen returns the plugin's and the control socket: those that systemd hands over, told apart by their paths,
+// and otherwise new ones.
+func listen(s settings) (plugin, control socket, err error) {
+	given, err := activation.Listeners()
+	if err != nil {
+		return plugin, control, fmt.Errorf("sockets of the service manager: %w", err)
+	}
+	for _, listener := range given {
+		if listener == nil {
+			continue
+		}
+		switch path := listener.Addr().String(); path {
+		case s.pluginSocket:
+			plugin = socket{listener, path, true}
+		case s.controlSocket:
+			control = socket{listener, path, true}
+		default:
+			return plugin, control, fault.Errorf(fault.ErrInvalid, "the service manager hands over a socket at %s, but the daemon is to listen at %s and %s", path, s.pluginSocket, s.controlSocket)
+		}
+	}
+	if plugin.Listener == nil {
+		if plugin, err = listenAt(s.pluginSocket); err != nil {
+			return plugin, control, err
+		}
+	}
+	if control.Listener == nil {
+		if control, err = listenAt(s.controlSocket); err == nil {
+			err = openToGroup(s.controlSocket)
+		}
+	}
+	if err != nil {
+		plugin.remove()
+	}
+	return plugin, control, err
+}
+
+// listenAt makes a unix socket that only root may use. A socket file that nobody answers at is replaced; one that
+// answers is another daemon's, and fault.ErrInUse.
+func listenAt(path string) (socket, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return socket{}, fmt.Errorf("listen at %s: %w", path, err)
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && info.Mode()&fs.ModeSocket == 0:
+		return socket{}, fault.Errorf(fault.ErrExists, "listen at %s: a file that is not a socket is there", path)
+	case err == nil:
+		if conn, err := net.Dial("unix", path); err == nil {
+			_ = conn.Close()
+			return socket{}, fault.Errorf(fault.ErrInUse, "listen at %s: another process answers there", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return socket{}, fmt.Errorf("listen at %s: %w", path, err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return socket{}, fmt.Errorf("listen at %s: %w", path, err)
+	}
+	old := unix.Umask(0o177)
+	listener, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return socket{}, fmt.Errorf("listen at %s: %w", path, err)
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	return socket{listener, path, false}, nil
+}
+
+// openToGroup lets the group orlop use a socket, if there is such a group.
+func openToGroup(path string) error {
+	group, err := user.LookupGroup(controlGroup)
+	if err != nil {
+		return nil //nolint:nilerr // no such group: root only
+	}
+	gid, err := strconv.Atoi(group.Gid)
+	if err == nil {
+		err = errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o660))
+	}
+	if err != nil {
+		return fmt.Errorf("open %s to group %s: %w", path, controlGroup, err)
+	}
+	return nil
+}

@@ -1,0 +1,298 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/control"
+	"orlop/internal/daemon"
+	"orlop/internal/fault"
+)
+
+func (c *cli) createCommand() *urfave.Command {
+	command := &urfave.Command{
+		Name: "create", Usage: "make a volume and print its name", ArgsUsage: "[NAME]",
+		Description: "Example: orlop create db --size 20G --label app=shop",
+		Action:      c.create,
+	}
+	for _, kind := range daemon.OptionKinds {
+		switch {
+		case kind.NotAFlag:
+		case kind.Switch:
+			command.Flags = append(command.Flags, &urfave.BoolFlag{Name: kind.Key, Usage: kind.Help})
+		case kind.Repeats:
+			command.Flags = append(command.Flags, &urfave.StringSliceFlag{Name: kind.Key, Usage: kind.Help})
+		default:
+			command.Flags = append(command.Flags, &urfave.StringFlag{Name: kind.Key, Usage: kind.Help})
+		}
+	}
+	return command
+}
+
+func (c *cli) create(ctx *urfave.Context) error {
+	args, err := arguments(ctx, 0, 1)
+	if err != nil {
+		return err
+	}
+	request := control.Request{Name: ctx.Args().First(), AutoName: len(args) == 0}
+	for _, kind := range daemon.OptionKinds {
+		if kind.NotAFlag || !ctx.IsSet(kind.Key) {
+			continue
+		}
+		values := []string{ctx.String(kind.Key)}
+		switch {
+		case kind.Repeats:
+			values = ctx.StringSlice(kind.Key)
+		case kind.Switch:
+			values = []string{strconv.FormatBool(ctx.Bool(kind.Key))}
+		}
+		for _, value := range values {
+			request.Options = append(request.Options, control.Setting{Key: kind.Key, Value: value})
+		}
+	}
+	var view daemon.View
+	if err := c.client.Post(ctx.Context, "/volumes/create", request, &view); err != nil {
+		return err
+	}
+	return c.print(view.Name, view)
+}
+
+func (c *cli) setCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "set", Usage: "change a volume's labels and protection", ArgsUsage: "NAME",
+		Description: "Example: orlop set db --label tier=gold --label old= --protect",
+		Flags: []urfave.Flag{
+			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value; key= removes it"},
+			&urfave.BoolFlag{Name: "protect", Usage: "refuse to delete the volume"},
+			&urfave.BoolFlag{Name: "unprotect", Usage: "allow to delete the volume again"},
+		},
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			request := control.Request{Name: args[0], Labels: ctx.StringSlice("label")}
+			on := ctx.Bool("protect")
+			if on && ctx.Bool("unprotect") {
+				return fault.Errorf(fault.ErrInvalid, "set: --protect and --unprotect exclude each other")
+			}
+			if on || ctx.Bool("unprotect") {
+				request.Protect = &on
+			}
+			var view daemon.View
+			if err := c.client.Post(ctx.Context, "/volumes/set", request, &view); err != nil || !c.json {
+				return err
+			}
+			return c.printJSON(view)
+		},
+	}
+}
+
+func (c *cli) listCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "list", Aliases: []string{"ls"}, Usage: "list volumes",
+		Description: "Example: orlop list --filter label=app=shop",
+		Flags:       []urfave.Flag{&urfave.StringSliceFlag{Name: "filter", Usage: "label=key or label=key=value"}},
+		Action: func(ctx *urfave.Context) error {
+			if _, err := arguments(ctx, 0, 0); err != nil {
+				return err
+			}
+			var views []daemon.View
+			if err := c.client.Get(ctx.Context, "/volumes", url.Values{"filter": ctx.StringSlice("filter")}, &views); err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(views)
+			}
+			return c.table(views)
+		},
+	}
+}
+
+func (c *cli) table(views []daemon.View) error {
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tSIZE\tUSED\tFS\tPOOL\tSTATE\tMOUNTED\tHOLDERS")
+	for _, v := range views {
+		mounted := "-"
+		if v.Mounted {
+			mounted = v.Mountpoint
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, daemon.Bytes(v.Size), daemon.Bytes(v.Used), v.Filesystem, v.Pool, v.State, mounted, len(v.Holders))
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+func (c *cli) inspectCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "inspect", Usage: "show all about volumes, as JSON", ArgsUsage: "NAME...",
+		Description: "Example: orlop inspect db",
+		Action: func(ctx *urfave.Context) error {
+			names, err := arguments(ctx, 1, -1)
+			if err != nil {
+				return err
+			}
+			views := []json.RawMessage{}
+			err = c.forEach(names, func(name string) error {
+				var view json.RawMessage
+				err := c.client.Get(ctx.Context, "/volumes/inspect", url.Values{"name": {name}}, &view)
+				if err == nil {
+					views = append(views, view)
+				}
+				return err
+			})
+			if len(names) > 1 {
+				if printErr := c.printJSON(views); err == nil {
+					err = printErr
+				}
+			} else if err == nil {
+				err = c.printJSON(views[0])
+			}
+			return err
+		},
+	}
+}
+
+func (c *cli) deleteCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "delete", Aliases: []string{"rm"}, Usage: "delete volumes and their data", ArgsUsage: "NAME...",
+		Description: "Refuses volumes that are mounted or protected. Example: orlop delete scratch",
+		Action: func(ctx *urfave.Context) error {
+			names, err := arguments(ctx, 1, -1)
+			if err != nil {
+				return err
+			}
+			return c.forEach(names, func(name string) error {
+				return c.client.Post(ctx.Context, "/volumes/delete", control.Request{Name: name}, nil)
+			})
+		},
+	}
+}
+
+func (c *cli) mountCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "mount", Usage: "mount a volume until umount or a reboot and print the path", ArgsUsage: "NAME",
+		Description: "Example: orlop mount db --mountpoint /mnt",
+		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "mountpoint", Usage: "an empty directory to show the volume at, instead of its own"}},
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			request := control.Request{Name: args[0]}
+			if ctx.IsSet("mountpoint") {
+				if ctx.String("mountpoint") == "" {
+					return fault.Errorf(fault.ErrInvalid, "mount: --mountpoint must name a directory")
+				}
+				if request.Mountpoint, err = filepath.Abs(ctx.String("mountpoint")); err != nil {
+					return fmt.Errorf("mount point %q: %w", ctx.String("mountpoint"), err)
+				}
+			}
+			var mounted control.Mounted
+			if err := c.client.Post(ctx.Context, "/volumes/mount", request, &mounted); err != nil {
+				return err
+			}
+			return c.printVolume(ctx, mounted.Path, args[0])
+		},
+	}
+}
+
+// printVolume prints text, or with --json what inspect shows of a volume.
+func (c *cli) printVolume(ctx *urfave.Context, text, name string) error {
+	var view daemon.View
+	if c.json {
+		if err := c.client.Get(ctx.Context, "/volumes/inspect", url.Values{"name": {name}}, &view); err != nil {
+			return err
+		}
+	}
+	return c.print(text, view)
+}
+
+func (c *cli) umountCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "umount", Aliases: []string{"unmount"}, Usage: "undo 'orlop mount'", ArgsUsage: "NAME",
+		Description: "What containers use stays mounted. Example: orlop umount db",
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			return c.client.Post(ctx.Context, "/volumes/umount", control.Request{Name: args[0]}, nil)
+		},
+	}
+}
+
+func (c *cli) resizeCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "resize", Usage: "grow a volume, also while it is in use", ArgsUsage: "NAME",
+		Description: "Example: orlop resize db --size 50G",
+		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "size", Usage: "the new size, as in 50G"}},
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			if !ctx.IsSet("size") {
+				return fault.Errorf(fault.ErrInvalid, "resize: --size is missing: orlop resize %s --size S", args[0])
+			}
+			var view daemon.View
+			err = c.client.Post(ctx.Context, "/volumes/resize", control.Request{Name: args[0], Size: ctx.String("size")}, &view)
+			if err != nil || !c.json {
+				return err
+			}
+			return c.printJSON(view)
+		},
+	}
+}
+
+func (c *cli) trimCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "trim", Usage: "give back space that files no longer use", ArgsUsage: "[NAME...]",
+		Description: "Without a name it trims every volume. Example: orlop trim db",
+		Action:      c.trim,
+	}
+}
+
+func (c *cli) trim(ctx *urfave.Context) error {
+	names := ctx.Args().Slice()
+	if len(names) == 0 {
+		var views []daemon.View
+		if err := c.client.Get(ctx.Context, "/volumes", nil, &views); err != nil {
+			return err
+		}
+		for _, v := range views {
+			names = append(names, v.Name)
+		}
+	}
+	type trimmed struct {
+		Name  string `json:"name"`
+		Bytes int64  `json:"bytes"`
+	}
+	all := []trimmed{}
+	err := c.forEach(names, func(name string) error {
+		var answer control.Trimmed
+		if err := c.client.Post(ctx.Context, "/volumes/trim", control.Request{Name: name}, &answer); err != nil {
+			return err
+		}
+		all = append(all, trimmed{name, answer.Bytes})
+		if c.json {
+			return nil
+		}
+		return c.print(fmt.Sprintf("%s: %s free space trimmed", name, strings.TrimSpace(daemon.Bytes(answer.Bytes))), nil)
+	})
+	if c.json {
+		if printErr := c.printJSON(all); err == nil {
+			err = printErr
+		}
+	}
+	return err
+}

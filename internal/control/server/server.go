@@ -1,0 +1,113 @@
+// Package server answers the control API: each handler decodes, calls one verb of internal/daemon, and encodes.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+
+	"orlop/internal/control"
+	"orlop/internal/daemon"
+	"orlop/internal/fault"
+)
+
+// maxBody bounds a request's body in bytes.
+const maxBody = 1 << 20
+
+// Shutdown stops the daemon after the answer is sent; with detach it first frees the pools, and fails with
+// fault.ErrInUse while a volume is held.
+type Shutdown func(ctx context.Context, detach bool) error
+
+// Handler answers requests below control.Prefix.
+func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
+	mux := http.NewServeMux()
+	get := func(path string, do func(r *http.Request) (any, error)) {
+		mux.HandleFunc("GET "+control.Prefix+path, func(w http.ResponseWriter, r *http.Request) { answer(w)(do(r)) })
+	}
+	post := func(path string, do func(context.Context, control.Request) (any, error)) {
+		mux.HandleFunc("POST "+control.Prefix+path, func(w http.ResponseWriter, r *http.Request) {
+			request, err := decode(w, r)
+			if err != nil {
+				answer(w)(nil, err)
+				return
+			}
+			answer(w)(do(r.Context(), request))
+		})
+	}
+	get("/version", func(*http.Request) (any, error) {
+		return control.Version{Version: version, API: control.Prefix[1:]}, nil
+	})
+	get("/info", func(r *http.Request) (any, error) { return d.Info(r.Context()) })
+	get("/volumes", func(r *http.Request) (any, error) { return d.List(r.Context(), r.URL.Query()["filter"]) })
+	get("/volumes/inspect", func(r *http.Request) (any, error) {
+		return d.Inspect(r.Context(), r.URL.Query().Get("name"))
+	})
+	post("/volumes/create", func(ctx context.Context, q control.Request) (any, error) {
+		options := make([]daemon.Option, len(q.Options))
+		for i, o := range q.Options {
+			options[i] = daemon.Option(o)
+		}
+		if q.AutoName {
+			q.Name = daemon.NewName()
+		}
+		return d.Create(ctx, q.Name, options)
+	})
+	post("/volumes/delete", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, d.Delete(ctx, q.Name)
+	})
+	post("/volumes/set", func(ctx context.Context, q control.Request) (any, error) {
+		return d.Set(ctx, q.Name, q.Labels, q.Protect)
+	})
+	post("/volumes/mount", func(ctx context.Context, q control.Request) (any, error) {
+		path, err := d.Mount(ctx, q.Name, q.Mountpoint)
+		return control.Mounted{Path: path}, err
+	})
+	post("/volumes/umount", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, d.Unmount(ctx, q.Name)
+	})
+	post("/volumes/resize", func(ctx context.Context, q control.Request) (any, error) {
+		return d.Resize(ctx, q.Name, q.Size)
+	})
+	post("/volumes/trim", func(ctx context.Context, q control.Request) (any, error) {
+		bytes, err := d.Trim(ctx, q.Name)
+		return control.Trimmed{Bytes: bytes}, err
+	})
+	post("/shutdown", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, shutdown(ctx, q.Detach)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		answer(w)(nil, fault.Errorf(fault.ErrNotFound, "%s %s: no such request: is the daemon older than this command?", r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+// decode reads a request. A field that this daemon does not know is refused, not ignored.
+func decode(w http.ResponseWriter, r *http.Request) (control.Request, error) {
+	var request control.Request
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(&request)
+	if err == nil {
+		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
+			err = errors.New("more than one JSON value")
+		}
+	}
+	if err != nil {
+		return request, fault.Errorf(fault.ErrInvalid, "read request: %w", err)
+	}
+	return request, nil
+}
+
+// answer returns a function that encodes a verb's outcome.
+func answer(w http.ResponseWriter) func(any, error) {
+	return func(response any, err error) {
+		w.Header().Set("Content-Type", "application/json")
+		if err != nil {
+			w.WriteHeader(status(err))
+			response = control.NewErrorBody(err)
+		}
+		_ = json.NewEncoder(w).Encode(response) // a client that is gone cannot be told
+	}
+}

@@ -1,0 +1,319 @@
+// Package daemon holds each verb of the product once, for every front door: Docker's protocol and the control API
+// decode, call one method here, and encode. It checks what users typed, reads what users see from one consistent
+// read of the metadata, and leaves the work to internal/volume.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"orlop/blockdev"
+	"orlop/internal/fault"
+	"orlop/internal/volume"
+	"orlop/metadata"
+)
+
+// A Pool is a configured pool and what the daemon shows of it.
+type Pool struct {
+	volume.Pool
+	Kind      string // "loop"
+	Spec      string // as configured
+	BlockSize int    // logical block size of its devices in bytes
+}
+
+// Config is what a Daemon needs.
+type Config struct {
+	Version     string
+	Root        string // data root
+	Store       *metadata.Store
+	Volumes     *volume.Manager
+	Pools       []Pool // the first is the default
+	DefaultSize int64  // bytes
+	DefaultFS   string
+	PluginName  string
+	Log         *slog.Logger
+}
+
+// A Daemon is the product behind its front doors. It is safe for concurrent use.
+type Daemon struct {
+	version     string
+	root        string
+	store       *metadata.Store
+	volumes     *volume.Manager
+	pools       []Pool
+	defaultSize int64
+	defaultFS   string
+	pluginName  string
+	started     time.Time
+}
+
+// New returns a Daemon on c. It fails with fault.ErrInvalid if the defaults cannot be used for a volume.
+func New(c Config) (*Daemon, error) {
+	d := &Daemon{
+		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, pools: c.Pools,
+		defaultSize: c.DefaultSize, defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
+	}
+	if _, err := d.spec("default", nil); err != nil {
+		return nil, fmt.Errorf("defaults for new volumes: %w", err)
+	}
+	return d, nil
+}
+
+// Create makes a volume and returns what inspect shows.
+func (d *Daemon) Create(ctx context.Context, name string, options []Option) (View, error) {
+	spec, err := d.spec(name, options)
+	if err != nil {
+		return View{}, err
+	}
+	v, err := d.volumes.Create(ctx, spec)
+	if err != nil {
+		return View{}, err
+	}
+	return d.Inspect(ctx, v.ID)
+}
+
+// NewName makes up a name for a volume.
+func NewName() string {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails since Go 1.24
+	return "volume-" + hex.EncodeToString(random[:])
+}
+
+// EnsureDocker makes a volume for Docker. One that exists is success and stays as it is, whatever the options;
+// one that is just being made is waited for. The name must not be empty.
+func (d *Daemon) EnsureDocker(ctx context.Context, name string, options map[string]string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if exists, err := d.exists(name); err != nil || exists {
+		return err
+	}
+	list := make([]Option, 0, len(options))
+	for key, value := range options {
+		list = append(list, Option{key, value})
+	}
+	_, err := d.Create(ctx, name, list)
+	if fault.Is(err, fault.ErrExists) {
+		return nil
+	}
+	return err
+}
+
+// exists tells whether there is a volume of this name that is ready.
+func (d *Daemon) exists(name string) (bool, error) {
+	var v metadata.Volume
+	err := d.store.View(func(tx *metadata.Tx) (err error) {
+		v, err = tx.VolumeNamed(name)
+		return err
+	})
+	if fault.Is(err, fault.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && v.State == metadata.Ready, err
+}
+
+// resolve returns the ID of the volume that ref names: by its name, its ID, or the beginning of its ID.
+func (d *Daemon) resolve(ref string) (id string, err error) {
+	if err := checkName(ref); err != nil {
+		return "", err
+	}
+	err = d.store.View(func(tx *metadata.Tx) error {
+		v, err := find(tx, ref)
+		id = v.ID
+		return err
+	})
+	return id, err
+}
+
+// minPrefix is the shortest beginning of an ID that is looked up.
+const minPrefix = 4
+
+func find(tx *metadata.Tx, ref string) (metadata.Volume, error) {
+	v, err := tx.VolumeNamed(ref)
+	if !fault.Is(err, fault.ErrNotFound) || len(ref) < minPrefix {
+		return v, err
+	}
+	found, listErr := tx.VolumesWithID(ref)
+	switch {
+	case listErr != nil:
+		return v, listErr
+	case len(found) == 0:
+		return v, err
+	case len(found) == 1:
+		return found[0], nil
+	}
+	var candidates []string
+	for _, candidate := range found {
+		candidates = append(candidates, fmt.Sprintf("%s (%s)", candidate.Name, candidate.ID))
+	}
+	return v, fault.Errorf(fault.ErrInvalid, "volume ID %q: ambiguous: %s", ref, strings.Join(candidates, ", "))
+}
+
+// Delete deletes a volume and its data.
+func (d *Daemon) Delete(ctx context.Context, ref string) error {
+	id, err := d.resolve(ref)
+	if err != nil {
+		return err
+	}
+	return d.volumes.Delete(ctx, id)
+}
+
+// RemoveDocker deletes the volume of exactly this name for Docker. One that is gone already is success.
+func (d *Daemon) RemoveDocker(ctx context.Context, name string) error {
+	id, err := d.named(name)
+	if err == nil && id != "" {
+		err = d.volumes.Delete(ctx, id)
+	}
+	return err
+}
+
+// MountDocker mounts the volume of exactly this name for one of Docker's mount IDs and returns its mount point.
+func (d *Daemon) MountDocker(ctx context.Context, name, holder string) (string, error) {
+	if err := checkHolder(holder); err != nil {
+		return "", err
+	}
+	id, err := d.named(name)
+	if err != nil {
+		return "", err
+	}
+	if id == "" {
+		return "", fault.Errorf(fault.ErrNotFound, "volume %q: not found", name)
+	}
+	return d.volumes.Mount(ctx, id, holder)
+}
+
+// UnmountDocker drops one of Docker's mount IDs. A volume that is gone is success.
+func (d *Daemon) UnmountDocker(ctx context.Context, name, holder string) error {
+	if err := checkHolder(holder); err != nil {
+		return err
+	}
+	id, err := d.named(name)
+	if err == nil && id != "" {
+		err = d.volumes.Unmount(ctx, id, holder)
+	}
+	return err
+}
+
+// named returns the ID of the volume of exactly this name, or "" if there is none. Docker's names are never taken
+// for IDs.
+func (d *Daemon) named(name string) (id string, err error) {
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	err = d.store.View(func(tx *metadata.Tx) error {
+		v, err := tx.VolumeNamed(name)
+		id = v.ID
+		return err
+	})
+	if fault.Is(err, fault.ErrNotFound) {
+		return "", nil
+	}
+	return id, err
+}
+
+// maxHolder bounds a mount ID, which becomes part of a key: Docker's have 64 characters.
+const maxHolder = 256
+
+func checkHolder(holder string) error {
+	if len(holder) > maxHolder {
+		return fault.Errorf(fault.ErrInvalid, "mount ID of %d characters: at most %d are allowed", len(holder), maxHolder)
+	}
+	return nil
+}
+
+// DockerStarted notes that a Docker daemon has started.
+func (d *Daemon) DockerStarted(ctx context.Context) error { return d.volumes.NewEpoch(ctx) }
+
+// Mount mounts a volume for a person, at dir or at its own mount point if dir is empty, and returns the path.
+func (d *Daemon) Mount(ctx context.Context, ref, dir string) (string, error) {
+	id, err := d.resolve(ref)
+	if err != nil {
+		return "", err
+	}
+	return d.volumes.MountUser(ctx, id, dir)
+}
+
+// Unmount drops what Mount took.
+func (d *Daemon) Unmount(ctx context.Context, ref string) error {
+	id, err := d.resolve(ref)
+	if err != nil {
+		return err
+	}
+	return d.volumes.UnmountUser(ctx, id)
+}
+
+// Resize grows a volume to a size as ParseSize reads it.
+func (d *Daemon) Resize(ctx context.Context, ref, size string) (View, error) {
+	bytes, err := ParseSize(size)
+	if err != nil {
+		return View{}, err
+	}
+	id, err := d.resolve(ref)
+	if err != nil {
+		return View{}, err
+	}
+	if _, err := d.volumes.Resize(ctx, id, bytes); err != nil {
+		return View{}, err
+	}
+	return d.Inspect(ctx, id)
+}
+
+// Set changes a volume's labels, given as key=value or key= to remove one, and its protection unless protect is nil.
+func (d *Daemon) Set(ctx context.Context, ref string, labels []string, protect *bool) (View, error) {
+	change := volume.Change{Labels: map[string]string{}, Protected: protect}
+	for _, label := range labels {
+		key, value, err := parseLabel(label)
+		if err != nil {
+			return View{}, err
+		}
+		if _, twice := change.Labels[key]; twice {
+			return View{}, fault.Errorf(fault.ErrInvalid, "label %q: given twice", key)
+		}
+		change.Labels[key] = value
+	}
+	if len(labels) == 0 && protect == nil {
+		return View{}, fault.Errorf(fault.ErrInvalid, "volume %q: nothing to set", ref)
+	}
+	id, err := d.resolve(ref)
+	if err != nil {
+		return View{}, err
+	}
+	if _, err := d.volumes.Set(ctx, id, change); err != nil {
+		return View{}, err
+	}
+	return d.Inspect(ctx, id)
+}
+
+// Trim gives back the space that a volume's filesystem does not use, and returns its bytes.
+func (d *Daemon) Trim(ctx context.Context, ref string) (int64, error) {
+	id, err := d.resolve(ref)
+	if err != nil {
+		return 0, err
+	}
+	return d.volumes.Trim(ctx, id)
+}
+
+// Mountpoint returns where the volume of exactly this name is mounted, or "" while it is not.
+func (d *Daemon) Mountpoint(ctx context.Context, name string) (string, error) {
+	if err := checkName(name); err != nil {
+		return "", err
+	}
+	view, ok := d.Get(ctx, name)
+	if !ok {
+		return "", fault.Errorf(fault.ErrNotFound, "volume %q: not found", name)
+	}
+	return view.Mountpoint, nil
+}
+
+// poolSpace returns a configured pool's space.
+func poolSpace(ctx context.Context, p Pool) (blockdev.Space, error) {
+	if p.Missing != nil {
+		return blockdev.Space{}, p.Missing
+	}
+	return p.Pool.Pool.Space(ctx)
+}

@@ -1,0 +1,198 @@
+package daemon
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"orlop/fs"
+	"orlop/internal/fault"
+	"orlop/internal/volume"
+)
+
+// An Option is one setting of a new volume as the user gave it: a flag of "orlop create" or an -o of Docker's.
+type Option struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+// An OptionKind is one row of the table of options.
+type OptionKind struct {
+	Key      string
+	Help     string
+	Repeats  bool // may be given several times
+	Switch   bool // needs no value on the command line
+	NotAFlag bool // for Docker only
+	set      func(*CreateSpec, string) error
+}
+
+// CreateSpec collects the options of a new volume before defaults and cross-checks.
+type CreateSpec struct {
+	volume.Spec
+	driver string
+}
+
+// OptionKinds is the table of options: every front door reads it. Docker's form of the label option is
+// label.<key>=<value>, and mount-option takes a list with commas there.
+var OptionKinds = []OptionKind{
+	{Key: "size", Help: "size of the volume, as in 512M, 10G or 1.5T", set: func(s *CreateSpec, v string) (err error) {
+		s.Size, err = ParseSize(v)
+		return err
+	}},
+	{Key: "fs", Help: "filesystem: " + strings.Join(fs.Names(), " or "), set: func(s *CreateSpec, v string) error {
+		_, err := fs.Lookup(v)
+		s.Filesystem = v
+		return err
+	}},
+	{Key: "pool", Help: "pool to make the volume in", set: func(s *CreateSpec, v string) error {
+		s.Pool = v
+		return nil
+	}},
+	{Key: "label", Help: "label as key=value", Repeats: true, set: func(s *CreateSpec, v string) error {
+		key, value, err := parseLabel(v)
+		if err != nil {
+			return err
+		}
+		return s.addLabel(key, value)
+	}},
+	{Key: "uid", Help: "numeric owner of the root directory", set: func(s *CreateSpec, v string) (err error) {
+		s.UID, err = parseOwner("uid", v)
+		return err
+	}},
+	{Key: "gid", Help: "numeric group of the root directory", set: func(s *CreateSpec, v string) (err error) {
+		s.GID, err = parseOwner("gid", v)
+		return err
+	}},
+	{Key: "mode", Help: "permission bits of the root directory in octal, as in 0750", set: func(s *CreateSpec, v string) error {
+		mode, err := strconv.ParseUint(v, 8, 32)
+		if err != nil || mode > 0o7777 {
+			return fault.Errorf(fault.ErrInvalid, "mode %q: must be octal, from 0 to 7777", v)
+		}
+		s.Mode = uint32(mode)
+		return nil
+	}},
+	{Key: "mount-option", Help: "option for mounting the volume, as in noatime", Repeats: true, set: func(s *CreateSpec, v string) error {
+		s.MountOptions = append(s.MountOptions, strings.Split(v, ",")...)
+		return nil
+	}},
+	{Key: "protect", Help: "refuse to delete the volume until it is unprotected", Switch: true, set: func(s *CreateSpec, v string) (err error) {
+		if s.Protected, err = strconv.ParseBool(v); err != nil {
+			return fault.Errorf(fault.ErrInvalid, "protect %q: must be true or false", v)
+		}
+		return nil
+	}},
+	{Key: "driver", Help: "kind of pool, as Convoy had it", NotAFlag: true, set: func(s *CreateSpec, v string) error {
+		s.driver = v
+		return nil
+	}},
+}
+
+func parseOwner(key, text string) (int, error) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || id == 1<<32-1 { // chown(2) takes the last one for "leave it"
+		return 0, fault.Errorf(fault.ErrInvalid, "%s %q: must be a number from 0 to 4294967294", key, text)
+	}
+	return int(id), nil
+}
+
+func (s *CreateSpec) addLabel(key, value string) error {
+	if value == "" {
+		return fault.Errorf(fault.ErrInvalid, "label %q: the value must not be empty", key)
+	}
+	if _, twice := s.Labels[key]; twice {
+		return fault.Errorf(fault.ErrInvalid, "label %q: given twice", key)
+	}
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
+	s.Labels[key] = value
+	return checkLabelCount(s.Labels)
+}
+
+const labelPrefix = "label."
+
+// apply sets one option. An unknown one is fault.ErrInvalid with the known ones.
+func (s *CreateSpec) apply(o Option) error {
+	if key, ok := strings.CutPrefix(o.Key, labelPrefix); ok {
+		if err := checkLabel(key, o.Value); err != nil {
+			return err
+		}
+		return s.addLabel(key, o.Value)
+	}
+	i := slices.IndexFunc(OptionKinds, func(k OptionKind) bool { return k.Key == o.Key })
+	if i < 0 {
+		return fault.Errorf(fault.ErrInvalid, "option %q: unknown: use %s", o.Key, strings.Join(optionKeys(), ", "))
+	}
+	return OptionKinds[i].set(s, o.Value)
+}
+
+func optionKeys() []string {
+	var keys []string
+	for _, kind := range OptionKinds {
+		key := kind.Key
+		if key == "label" {
+			key = labelPrefix + "<key>"
+		}
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+// spec reads a new volume's name and options, fills in the defaults and checks what depends on each other. It
+// fails with fault.ErrInvalid, naming the value and what is allowed.
+func (d *Daemon) spec(name string, options []Option) (volume.Spec, error) {
+	s := CreateSpec{Spec: volume.Spec{Name: name, Size: d.defaultSize, Filesystem: d.defaultFS, Mode: 0o755}}
+	if err := checkName(name); err != nil {
+		return s.Spec, err
+	}
+	given := map[string]bool{}
+	for _, option := range options {
+		if err := s.apply(option); err != nil {
+			return s.Spec, err
+		}
+		i := slices.IndexFunc(OptionKinds, func(k OptionKind) bool { return k.Key == option.Key })
+		if i >= 0 && !OptionKinds[i].Repeats && given[option.Key] {
+			return s.Spec, fault.Errorf(fault.ErrInvalid, "option %q: given twice", option.Key)
+		}
+		given[option.Key] = true
+	}
+	if err := s.checkFilesystem(); err != nil {
+		return s.Spec, err
+	}
+	return s.Spec, d.choosePool(&s)
+}
+
+func (s *CreateSpec) checkFilesystem() error {
+	kind, err := fs.Lookup(s.Filesystem)
+	if err != nil {
+		return err
+	}
+	if s.Size < kind.MinSize || s.Size > kind.MaxSize {
+		return fault.Errorf(fault.ErrInvalid, "size %d: out of bounds: %s takes from %s to %s", s.Size, kind.Name, Bytes(kind.MinSize), Bytes(kind.MaxSize))
+	}
+	for _, option := range s.MountOptions {
+		if err := kind.CheckMountOption(option); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// choosePool finds the pool: the one named, the first of the kind named, or the first of all.
+func (d *Daemon) choosePool(s *CreateSpec) error {
+	var names, kinds []string
+	for _, pool := range d.pools {
+		names = append(names, pool.Name)
+		kinds = append(kinds, pool.Kind)
+		if (s.Pool == "" || s.Pool == pool.Name) && (s.driver == "" || s.driver == pool.Kind) {
+			s.Pool = pool.Name
+			s.BlockSize = pool.BlockSize
+			return nil
+		}
+	}
+	if s.driver != "" && !slices.Contains(kinds, s.driver) {
+		slices.Sort(kinds)
+		return fault.Errorf(fault.ErrInvalid, "driver %q: no pool of this kind: there is %s", s.driver, strings.Join(slices.Compact(kinds), ", "))
+	}
+	return fault.Errorf(fault.ErrInvalid, "pool %q: not configured: there is %s", s.Pool, strings.Join(names, ", "))
+}

@@ -1,0 +1,315 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/internal/fault"
+	"orlop/metadata"
+)
+
+// Bytes prints a size for people.
+func Bytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// A View is what users see of a volume. Its JSON is a contract: names never change.
+type View struct {
+	Name         string            `json:"name"`
+	ID           string            `json:"id"`
+	Size         int64             `json:"size"` // bytes
+	Used         int64             `json:"used"` // bytes allocated in the pool
+	Filesystem   string            `json:"filesystem"`
+	Pool         string            `json:"pool"`
+	Mountpoint   string            `json:"mountpoint"` // empty while not mounted
+	Mounted      bool              `json:"mounted"`
+	Holders      []HolderView      `json:"holders"`
+	Created      string            `json:"created"` // RFC 3339, UTC
+	Labels       map[string]string `json:"labels"`
+	MountOptions []string          `json:"mount_options"`
+	Protected    bool              `json:"protected"`
+	State        string            `json:"state"` // of the metadata, or "degraded"
+	Problem      string            `json:"problem,omitempty"`
+	Kept         bool              `json:"kept"` // mounted without a holder because something uses it still
+	Snapshots    []struct{}        `json:"snapshots"`
+	LastBackup   *struct{}         `json:"last_backup"`
+}
+
+// A HolderView is what users see of somebody who holds a volume.
+type HolderView struct {
+	ID         string `json:"id"`
+	Kind       string `json:"kind"` // "docker" or "user"
+	Mountpoint string `json:"mountpoint"`
+	Since      string `json:"since"`   // RFC 3339, UTC
+	Suspect    bool   `json:"suspect"` // dropped as soon as the kernel shows no use of the volume
+}
+
+// degraded is the state shown of a volume that cannot be used as it should.
+const degraded = "degraded"
+
+// view builds what users see of a volume from its record, its holders and the kernel's mount table. It never
+// fails: trouble shows in Problem.
+func (d *Daemon) view(ctx context.Context, v metadata.Volume, holders []metadata.Holder, mounted map[string]fs.Entry) View {
+	view := View{
+		Name: v.Name, ID: v.ID, Size: v.Size, Filesystem: v.Filesystem, Pool: v.Pool,
+		Holders: []HolderView{}, Created: v.Created.UTC().Format(time.RFC3339Nano),
+		Labels: v.Labels, MountOptions: v.MountOptions, Protected: v.Protected, State: string(v.State),
+		Snapshots: []struct{}{},
+	}
+	if view.Labels == nil {
+		view.Labels = map[string]string{}
+	}
+	if view.MountOptions == nil {
+		view.MountOptions = []string{}
+	}
+	for _, h := range holders {
+		kind := "docker"
+		if h.User {
+			kind = "user"
+		}
+		view.Holders = append(view.Holders, HolderView{
+			ID: h.ID, Kind: kind, Mountpoint: h.Mountpoint, Since: h.Since.UTC().Format(time.RFC3339Nano), Suspect: d.volumes.Suspect(h),
+		})
+	}
+	entry, isMounted := mounted[d.volumes.Mountpoint(v.Name)]
+	if isMounted {
+		view.Mounted, view.Mountpoint, view.Kept = true, entry.Mountpoint, len(holders) == 0
+	}
+	view.Used, view.Problem = d.examine(ctx, v)
+	if isMounted && entry.ReadOnly && !hasOption(v, "ro") {
+		view.Problem = "its filesystem went read-only after an error: stop its containers; the next mount checks it"
+	}
+	if view.Problem != "" && v.State == metadata.Ready {
+		view.State = degraded
+	}
+	return view
+}
+
+func hasOption(v metadata.Volume, option string) bool {
+	for _, o := range v.MountOptions {
+		if o == option {
+			return true
+		}
+	}
+	return false
+}
+
+// examine returns the bytes allocated for a volume, and what is wrong with its device.
+func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (used int64, problem string) {
+	pool, err := d.volumes.Pool(v)
+	if err != nil {
+		return 0, err.Error()
+	}
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	switch {
+	case v.State != metadata.Ready && fault.Is(err, fault.ErrNotFound):
+		return 0, ""
+	case err != nil:
+		return 0, err.Error()
+	}
+	return info.Used, ""
+}
+
+// Get returns what users see of the volume of exactly this name; ok is false only if there is none. It reads one
+// consistent state, waits for nobody, and answers for a volume whatever its trouble.
+func (d *Daemon) Get(ctx context.Context, name string) (view View, ok bool) {
+	var v metadata.Volume
+	var holders []metadata.Holder
+	err := d.store.View(func(tx *metadata.Tx) (err error) {
+		if v, err = tx.VolumeNamed(name); err != nil {
+			return err
+		}
+		holders, err = tx.Holders(v.ID)
+		return err
+	})
+	if fault.Is(err, fault.ErrNotFound) {
+		return View{}, false
+	}
+	if err != nil {
+		return View{Name: name, State: degraded, Problem: err.Error()}, true
+	}
+	mounted, err := d.volumes.Mounted()
+	view = d.view(ctx, v, holders, mounted)
+	if err != nil {
+		view.State, view.Problem = degraded, err.Error()
+	}
+	return view, true
+}
+
+// Inspect returns what users see of one volume, by its name, ID or the beginning of its ID.
+func (d *Daemon) Inspect(ctx context.Context, ref string) (View, error) {
+	if err := checkName(ref); err != nil {
+		return View{}, err
+	}
+	var v metadata.Volume
+	var holders []metadata.Holder
+	err := d.store.View(func(tx *metadata.Tx) (err error) {
+		if v, err = find(tx, ref); err != nil {
+			return err
+		}
+		holders, err = tx.Holders(v.ID)
+		return err
+	})
+	if err != nil {
+		return View{}, err
+	}
+	mounted, err := d.volumes.Mounted()
+	if err != nil {
+		return View{}, err
+	}
+	return d.view(ctx, v, holders, mounted), nil
+}
+
+// List returns what users see of every volume that passes all filters, by name. A filter is label=<key> or
+// label=<key>=<value>.
+func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
+	pass, err := parseFilters(filters)
+	if err != nil {
+		return nil, err
+	}
+	var volumes []metadata.Volume
+	holders := map[string][]metadata.Holder{}
+	err = d.store.View(func(tx *metadata.Tx) error {
+		all, err := tx.Holders("")
+		for _, h := range all {
+			holders[h.Volume] = append(holders[h.Volume], h)
+		}
+		if err != nil {
+			return err
+		}
+		return tx.Names(func(name string) error {
+			v, err := tx.VolumeNamed(name)
+			if err == nil && pass(v) {
+				volumes = append(volumes, v)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	mounted, err := d.volumes.Mounted()
+	if err != nil {
+		return nil, err
+	}
+	views := make([]View, len(volumes))
+	for i, v := range volumes {
+		views[i] = d.view(ctx, v, holders[v.ID], mounted)
+	}
+	return views, nil
+}
+
+func parseFilters(filters []string) (pass func(metadata.Volume) bool, err error) {
+	type wanted struct {
+		key, value string
+		exact      bool
+	}
+	var labels []wanted
+	for _, filter := range filters {
+		text, ok := strings.CutPrefix(filter, "label=")
+		key, value, exact := strings.Cut(text, "=")
+		if !ok || key == "" {
+			return nil, fault.Errorf(fault.ErrInvalid, "filter %q: must be label=<key> or label=<key>=<value>", filter)
+		}
+		labels = append(labels, wanted{key, value, exact})
+	}
+	return func(v metadata.Volume) bool {
+		for _, label := range labels {
+			value, ok := v.Labels[label.key]
+			if !ok || label.exact && value != label.value {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+// Names returns the name of each volume with its mount point, empty while it is not mounted. It reads no records,
+// so that it is fast with ten thousand volumes.
+func (d *Daemon) Names(context.Context) (names []string, mountpoints map[string]string, err error) {
+	mounted, err := d.volumes.Mounted()
+	if err != nil {
+		return nil, nil, err
+	}
+	mountpoints = map[string]string{}
+	err = d.store.View(func(tx *metadata.Tx) error {
+		return tx.Names(func(name string) error {
+			names = append(names, name)
+			if entry, ok := mounted[d.volumes.Mountpoint(name)]; ok {
+				mountpoints[name] = entry.Mountpoint
+			}
+			return nil
+		})
+	})
+	return names, mountpoints, err
+}
+
+// Info is what users see of the daemon.
+type Info struct {
+	Version     string     `json:"version"`
+	PID         int        `json:"pid"`
+	Started     string     `json:"started"` // RFC 3339, UTC
+	Root        string     `json:"root"`
+	RootID      string     `json:"root_id"`
+	PluginName  string     `json:"plugin_name"`
+	DefaultSize int64      `json:"default_size"` // bytes
+	DefaultFS   string     `json:"default_fs"`
+	Volumes     int        `json:"volumes"`
+	Mounted     int        `json:"mounted"`
+	Pools       []PoolView `json:"pools"`
+}
+
+// PoolView is what users see of a pool.
+type PoolView struct {
+	Name        string `json:"name"`
+	Kind        string `json:"kind"`
+	Spec        string `json:"spec"`
+	UUID        string `json:"uuid"`
+	Volumes     int    `json:"volumes"`
+	Provisioned int64  `json:"provisioned"` // bytes: sum of the volumes' sizes
+	Layer       string `json:"layer"`       // the tightest layer
+	Size        int64  `json:"size"`        // bytes in that layer
+	Free        int64  `json:"free"`        // bytes left in it
+	Problem     string `json:"problem,omitempty"`
+}
+
+// Info describes the daemon and its pools.
+func (d *Daemon) Info(ctx context.Context) (Info, error) {
+	info := Info{
+		Version: d.version, PID: os.Getpid(), Started: d.started.UTC().Format(time.RFC3339), Root: d.root, RootID: d.store.RootID(),
+		PluginName: d.pluginName, DefaultSize: d.defaultSize, DefaultFS: d.defaultFS,
+	}
+	counts, sizes := map[string]int{}, map[string]int64{}
+	err := d.store.View(func(tx *metadata.Tx) error {
+		volumes, err := tx.Volumes()
+		for _, v := range volumes {
+			counts[v.Pool]++
+			sizes[v.Pool] += v.Size
+		}
+		info.Volumes = len(volumes)
+		return err
+	})
+	mounted, mountErr := d.volumes.Mounted()
+	if err := errors.Join(err, mountErr); err != nil {
+		return Info{}, err
+	}
+	info.Mounted = len(mounted)
+	for _, pool := range d.pools {
+		view := PoolView{
+			Name: pool.Name, Kind: pool.Kind, Spec: pool.Spec, UUID: pool.UUID,
+			Volumes: counts[pool.Name], Provisioned: sizes[pool.Name],
+		}
+		space, err := poolSpace(ctx, pool)
+		if err != nil {
+			view.Problem = err.Error()
+		}
+		view.Layer, view.Size, view.Free = space.Layer, space.Size, space.Free
+		info.Pools = append(info.Pools, view)
+	}
+	return info, nil
+}

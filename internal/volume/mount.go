@@ -1,0 +1,324 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/internal/fault"
+	"orlop/internal/undo"
+	"orlop/metadata"
+)
+
+// userHolder is the ID of a holder taken by "orlop mount"; one with a mount point of its own has that appended.
+const userHolder = "orlop-mount"
+
+// Mount mounts a volume for Docker's mount ID holder and returns its mount point. The same holder twice gets the
+// same answer. The answer is given only when the kernel shows the mount. It does not fail because the holder could
+// not be recorded: the kernel knows who uses the volume.
+func (m *Manager) Mount(ctx context.Context, id, holder string) (string, error) {
+	v, release, err := m.acquireReady(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if err := m.mount(ctx, v); err != nil {
+		return "", fmt.Errorf("mount volume %q: %w", v.Name, err)
+	}
+	m.recordHolder(ctx, metadata.Holder{Volume: v.ID, ID: holder, Epoch: m.useEpoch()})
+	return m.Mountpoint(v.Name), nil
+}
+
+// MountUser mounts a volume for a person, until UnmountUser or a reboot, and returns the path: dir, an empty
+// directory of the user's choice, or the volume's own mount point if dir is empty.
+func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, err error) {
+	v, release, err := m.acquireReady(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	if dir != "" {
+		if dir, err = m.checkUserDir(v, dir); err != nil {
+			return "", fmt.Errorf("mount volume %q: %w", v.Name, err)
+		}
+	}
+	if err := m.mount(ctx, v); err != nil {
+		return "", fmt.Errorf("mount volume %q: %w", v.Name, err)
+	}
+	holder := metadata.Holder{Volume: v.ID, ID: userHolder, User: true}
+	if dir == "" {
+		m.recordHolder(ctx, holder)
+		return m.Mountpoint(v.Name), nil
+	}
+	// The record comes first: a bind mount that nobody knows of would hold the volume for ever.
+	holder.ID, holder.Mountpoint = userHolder+":"+dir, dir
+	m.recordHolder(ctx, holder)
+	if already, err := m.shows(v, dir); err != nil || already {
+		return dir, err
+	}
+	if err := fs.Bind(m.Mountpoint(v.Name), dir); err != nil {
+		return "", errors.Join(err, m.dropHolder(ctx, holder))
+	}
+	return dir, nil
+}
+
+// checkUserDir resolves a mount point of the user's choice and refuses one that would hide something.
+func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, err)
+	}
+	if !filepath.IsAbs(resolved) {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must be an absolute path", dir)
+	}
+	if root := filepath.Dir(m.mounts); resolved == root || strings.HasPrefix(resolved, root+"/") {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must not be inside orlop's own directory %s", dir, root)
+	}
+	if already, err := m.shows(v, resolved); err != nil || already {
+		return resolved, err
+	}
+	entries, err := os.ReadDir(resolved)
+	if err != nil {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, err)
+	}
+	if mounted, err := fs.IsMountpoint(resolved); err != nil {
+		return "", err
+	} else if mounted {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: something is mounted there already", dir)
+	}
+	if len(entries) > 0 {
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must be an empty directory", dir)
+	}
+	return resolved, nil
+}
+
+// shows tells whether the volume is mounted at dir.
+func (m *Manager) shows(v metadata.Volume, dir string) (bool, error) {
+	own, err := m.mountOf(m.Mountpoint(v.Name))
+	if err != nil || own == nil {
+		return false, err
+	}
+	there, err := m.mountOf(dir)
+	return there != nil && there.Device == own.Device, err
+}
+
+// mountOf returns what is mounted on dir itself, the uppermost, or nil.
+func (m *Manager) mountOf(dir string) (*fs.Entry, error) {
+	table, err := fs.Table(dir)
+	if err != nil {
+		return nil, err
+	}
+	var top *fs.Entry
+	for i := range table {
+		if table[i].Mountpoint == dir {
+			top = &table[i]
+		}
+	}
+	return top, nil
+}
+
+func (m *Manager) recordHolder(ctx context.Context, h metadata.Holder) {
+	h.Boot, h.Since = m.boot, time.Now().UTC()
+	err := m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.PutHolder(h) })
+	if err != nil {
+		m.log.Error("holder not recorded", "volume_id", h.Volume, "holder", h.ID, "error", err)
+	}
+}
+
+func (m *Manager) dropHolder(ctx context.Context, h metadata.Holder) error {
+	return m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.DeleteHolder(h.Volume, h.ID) })
+}
+
+// mount brings a volume to its mount point: device active and of the wanted size, filesystem checked if it needs
+// it and grown to the device, and the kernel's mount table showing just that. What is so already stays untouched.
+func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
+	pool, err := m.Pool(v)
+	if err != nil {
+		return err
+	}
+	kind, err := fs.Lookup(v.Filesystem)
+	if err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	id := blockdev.ID(v.Device)
+	info, err := pool.Stat(ctx, id)
+	if err != nil {
+		return err
+	}
+	if info.Size < v.Size {
+		if err := pool.Grow(ctx, id, v.Size); err != nil {
+			return err
+		}
+	}
+	path, err := pool.Activate(ctx, id, blockdev.ReadWrite)
+	if err != nil {
+		return err
+	}
+	dir := m.Mountpoint(v.Name)
+	mounted, err := m.isOurs(dir, path)
+	if err != nil || mounted {
+		return err
+	}
+	u.Push("deactivate", func(ctx context.Context) error { return pool.Deactivate(ctx, id) })
+	if info, err = pool.Stat(ctx, id); err != nil {
+		return err
+	}
+	checked, err := m.prepare(ctx, v, kind, path, info.Size)
+	if err != nil {
+		return err
+	}
+	if err := fs.MakeMountpoint(dir); err != nil {
+		return err
+	}
+	if err := kind.Mount(path, dir, v.MountOptions); err != nil {
+		return err
+	}
+	u.Push("unmount", func(context.Context) error { return fs.Unmount(dir) })
+	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
+		return errors.Join(err, fmt.Errorf("%s does not show %s after mounting it", dir, path))
+	}
+	if checked {
+		if err := fs.RemoveLostFound(dir); err != nil { // e2fsck brings it back
+			return err
+		}
+	}
+	if err := m.growFilesystem(v, kind, path, info.Size); err != nil {
+		return err
+	}
+	m.log.Info("volume mounted", "volume", v.Name, "device", path)
+	return nil
+}
+
+// isOurs tells whether dir is a mount of the device node at path. It fails with fault.ErrInUse if something else
+// is mounted there.
+func (m *Manager) isOurs(dir, path string) (bool, error) {
+	entry, err := m.mountOf(dir)
+	if err != nil || entry == nil {
+		return false, err
+	}
+	number, err := deviceNumber(path)
+	if err != nil {
+		return false, err
+	}
+	if entry.Device != number {
+		return false, fault.Errorf(fault.ErrInUse, "something else is mounted at %s (device %d:%d)", dir, unix.Major(entry.Device), unix.Minor(entry.Device))
+	}
+	return true, nil
+}
+
+// deviceNumber returns the number of a device node, as st_dev of its filesystem shows it.
+func deviceNumber(path string) (uint64, error) {
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return stat.Rdev, nil
+}
+
+// prepare checks a filesystem that recorded an error, and grows one that can only be grown unmounted, if nobody
+// has it mounted. It tells whether the filesystem was checked.
+func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) (checked bool, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return false, nil // mounted in another namespace
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return false, fmt.Errorf("claim device: %w", err)
+	}
+	checked, err = kind.Repair(ctx, m.runner, path)
+	if checked {
+		m.log.Warn("filesystem repaired", "volume", v.Name, "device", path)
+	}
+	if err != nil || kind.GrowsMounted() {
+		return checked, err
+	}
+	if now, err := kind.Size(path); err != nil || now >= size {
+		return checked, err
+	}
+	return true, kind.GrowOffline(ctx, m.runner, path)
+}
+
+// growFilesystem extends a mounted filesystem that is smaller than its device of size bytes: a resize, or one that
+// was cut short or came while the volume was not mounted.
+func (m *Manager) growFilesystem(v metadata.Volume, kind fs.Type, path string, size int64) error {
+	if slices.Contains(v.MountOptions, "ro") {
+		return nil
+	}
+	now, err := kind.Size(path)
+	if err != nil || now >= size {
+		return err
+	}
+	return kind.Grow(m.Mountpoint(v.Name), size)
+}
+
+// Unmount drops one of Docker's mount IDs, known or not, and unmounts the volume if nobody holds it any more. A
+// volume that is not mounted, or that something still uses, is no error: what is used stays mounted and is looked
+// at again later.
+func (m *Manager) Unmount(ctx context.Context, id, holder string) error {
+	v, release, err := m.acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := m.dropHolder(ctx, metadata.Holder{Volume: v.ID, ID: holder}); err != nil {
+		// The mount table decides all the same; the holder stays until it is suspect.
+		m.log.Error("holder not dropped", "volume", v.Name, "holder", holder, "error", err)
+	}
+	_, err = m.settle(ctx, v)
+	return err
+}
+
+// UnmountUser drops what MountUser took, never what Docker holds. It fails with fault.ErrInUse if a process uses
+// the mount point of the user's choice.
+func (m *Manager) UnmountUser(ctx context.Context, id string) error {
+	v, release, err := m.acquire(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	holders, err := m.holders(v)
+	if err != nil {
+		return err
+	}
+	for _, h := range holders {
+		if !h.User {
+			continue
+		}
+		if h.Mountpoint != "" {
+			if there, err := m.shows(v, h.Mountpoint); err != nil {
+				return err
+			} else if there {
+				if err := fs.Unmount(h.Mountpoint); err != nil {
+					return fmt.Errorf("volume %q: %w", v.Name, err)
+				}
+			}
+		}
+		if err := m.dropHolder(ctx, h); err != nil {
+			return err
+		}
+	}
+	_, err = m.settle(ctx, v)
+	return err
+}
+
+func (m *Manager) holders(v metadata.Volume) (holders []metadata.Holder, err error) {
+	err = m.store.View(func(tx *metadata.Tx) error {
+		holders, err = tx.Holders(v.ID)
+		return err
+	})
+	return holders, err
+}

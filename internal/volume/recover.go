@@ -1,0 +1,167 @@
+package volume
+
+import (
+	"context"
+	"time"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/metadata"
+)
+
+// settleEvery is how often volumes without holders that were kept are looked at again.
+const settleEvery = time.Minute
+
+// Recover brings what a crash left to a state in which requests may be answered: announced freezes of this boot
+// end, holders of another boot go, and creations are undone. A volume that cannot be recovered now, its pool
+// missing say, is logged and left as it is. It may be repeated, and must be done before requests are taken.
+func (m *Manager) Recover(ctx context.Context) error {
+	if err := m.thaw(ctx); err != nil {
+		return err
+	}
+	if err := m.dropOtherBoots(ctx); err != nil {
+		return err
+	}
+	return m.eachIn(metadata.Creating, func(v metadata.Volume) {
+		if err := m.undoCreate(ctx, v); err != nil {
+			m.log.Error("creation not undone", "volume", v.Name, "error", err)
+			return
+		}
+		m.log.Warn("creation undone that was cut short", "volume", v.Name, "id", v.ID)
+	})
+}
+
+// thaw ends the freezes that were announced and not withdrawn. Another boot's ended with it.
+func (m *Manager) thaw(ctx context.Context) error {
+	var intents []metadata.Intent
+	err := m.store.View(func(tx *metadata.Tx) (err error) {
+		intents, err = tx.Intents()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, intent := range intents {
+		if intent.Boot == m.boot {
+			if err := m.thawDevice(intent.Device); err != nil {
+				return err
+			}
+		}
+		err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.DeleteIntent(intent.Volume) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) thawDevice(device uint64) error {
+	for _, dir := range []string{m.mounts, m.scratch} {
+		table, err := fs.Table(dir)
+		if err != nil {
+			return err
+		}
+		for _, entry := range table {
+			if entry.Device == device {
+				return fs.Thaw(entry.Mountpoint)
+			}
+		}
+	}
+	return nil
+}
+
+func (m *Manager) dropOtherBoots(ctx context.Context) error {
+	return m.store.Update(ctx, func(tx *metadata.Tx) error {
+		holders, err := tx.Holders("")
+		if err != nil {
+			return err
+		}
+		for _, h := range holders {
+			if h.Boot == m.boot {
+				continue
+			}
+			if err := tx.DeleteHolder(h.Volume, h.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// eachIn calls fn for each volume in a state.
+func (m *Manager) eachIn(state metadata.State, fn func(metadata.Volume)) error {
+	var volumes []metadata.Volume
+	err := m.store.View(func(tx *metadata.Tx) (err error) {
+		volumes, err = tx.Volumes()
+		return err
+	})
+	for _, v := range volumes {
+		if v.State == state {
+			fn(v)
+		}
+	}
+	return err
+}
+
+// Run does the work that no request waits for, until ctx is done: it finishes deletions that were cut short and
+// settles volumes without holders, at once and each minute.
+func (m *Manager) Run(ctx context.Context) error {
+	tick := time.NewTicker(settleEvery)
+	defer tick.Stop()
+	for {
+		m.Tidy(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Tidy does once what Run does each minute.
+func (m *Manager) Tidy(ctx context.Context) {
+	err := m.eachIn(metadata.Removing, func(v metadata.Volume) {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := m.Delete(ctx, v.ID); err != nil {
+			m.log.Error("deletion not finished", "volume", v.Name, "error", err)
+		}
+	})
+	if err == nil {
+		err = m.eachIn(metadata.Ready, func(v metadata.Volume) {
+			if ctx.Err() == nil && m.unsettled(ctx, v) {
+				m.settleAgain(ctx, v)
+			}
+		})
+	}
+	if err != nil {
+		m.log.Error("tidying failed", "error", err)
+	}
+}
+
+// unsettled tells whether a volume is active though nobody firmly holds it. It takes no lock: settleAgain looks
+// again under the volume's.
+func (m *Manager) unsettled(ctx context.Context, v metadata.Volume) bool {
+	pool, err := m.Pool(v)
+	if err != nil {
+		return false
+	}
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	if err != nil || info.Path == "" {
+		return false
+	}
+	holders, err := m.holders(v)
+	return err == nil && len(m.firm(holders)) == 0
+}
+
+func (m *Manager) settleAgain(ctx context.Context, v metadata.Volume) {
+	v, release, err := m.acquireReady(ctx, v.ID)
+	if err != nil {
+		return // deleted meanwhile
+	}
+	defer release()
+	if _, err := m.settle(ctx, v); err != nil {
+		m.log.Error("volume not settled", "volume", v.Name, "error", err)
+	}
+}

@@ -1,0 +1,160 @@
+// Package volume drives the life of volumes: create, mount, settle, grow, change, delete, and recovery after a
+// crash. Each operation records what it is about to do, does it, and records that it is done, so that a daemon
+// killed on any line finds in the metadata what is to be finished or undone.
+//
+// Operations name a volume by its ID. Each holds that volume's lock and no other: operations on different volumes
+// never wait for each other.
+package volume
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/internal/fault"
+	"orlop/internal/run"
+	"orlop/metadata"
+)
+
+// A Pool is a configured pool under its name.
+type Pool struct {
+	Name string
+	UUID string
+	blockdev.Pool
+	Missing error // why the pool could not be opened; then Pool is nil
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	Root  string // data root, absolute and without symbolic links
+	Store *metadata.Store
+	Pools []Pool
+	Boot  string // boot ID of the running kernel
+	Log   *slog.Logger
+}
+
+// A Manager operates on volumes. It is safe for concurrent use.
+type Manager struct {
+	mounts  string // directory of the mount points
+	scratch string // directory of short-lived mount points
+	store   *metadata.Store
+	pools   map[string]Pool
+	boot    string
+	log     *slog.Logger
+	runner  run.Runner
+	locks   locks
+
+	epochMu   sync.Mutex
+	epoch     uint64 // number of the present Docker epoch
+	epochUsed bool   // a holder was recorded in it
+}
+
+// New returns a Manager on c. Recover must have succeeded before anything else is called.
+func New(c Config) (*Manager, error) {
+	m := &Manager{
+		mounts:  filepath.Join(c.Root, "mounts"),
+		scratch: filepath.Join(c.Root, "scratch"),
+		store:   c.Store,
+		pools:   map[string]Pool{},
+		boot:    c.Boot,
+		log:     c.Log,
+	}
+	for _, pool := range c.Pools {
+		m.pools[pool.Name] = pool
+	}
+	for _, dir := range []string{m.mounts, m.scratch} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("make directory of mount points: %w", err)
+		}
+	}
+	return m, m.loadEpoch()
+}
+
+// Mountpoint is where a volume called name is mounted while it is mounted.
+func (m *Manager) Mountpoint(name string) string { return filepath.Join(m.mounts, name) }
+
+// Mounted returns what is mounted at volumes' mount points, by mount point: the kernel's word, not ours.
+func (m *Manager) Mounted() (map[string]fs.Entry, error) {
+	table, err := fs.Table(m.mounts)
+	if err != nil {
+		return nil, err
+	}
+	mounted := make(map[string]fs.Entry, len(table))
+	for _, entry := range table {
+		mounted[entry.Mountpoint] = entry
+	}
+	return mounted, nil
+}
+
+// Pool returns the configured pool that a volume's record names. It fails with fault.ErrNotFound if the pool is
+// missing, and with fault.ErrCorrupt if another one has taken its name.
+func (m *Manager) Pool(v metadata.Volume) (blockdev.Pool, error) {
+	pool, ok := m.pools[v.Pool]
+	switch {
+	case !ok:
+		return nil, fault.Errorf(fault.ErrNotFound, "volume %q: its pool %q is not configured: start the daemon with --pool %s=…", v.Name, v.Pool, v.Pool)
+	case pool.Missing != nil:
+		return nil, fault.Errorf(fault.ErrNotFound, "volume %q: its pool %q is missing: %w", v.Name, v.Pool, pool.Missing)
+	case pool.UUID != v.PoolUUID:
+		return nil, fault.Errorf(fault.ErrCorrupt, "volume %q: pool %q is %s, but the volume is in %s", v.Name, v.Pool, pool.UUID, v.PoolUUID)
+	}
+	return pool.Pool, nil
+}
+
+// acquire takes a volume's lock and reads its record under the lock.
+func (m *Manager) acquire(ctx context.Context, id string) (v metadata.Volume, release func(), err error) {
+	release, err = m.locks.acquire(ctx, id)
+	if err != nil {
+		return v, nil, err
+	}
+	err = m.store.View(func(tx *metadata.Tx) error {
+		v, err = tx.Volume(id)
+		return err
+	})
+	if err != nil {
+		release()
+		return v, nil, err
+	}
+	return v, release, nil
+}
+
+// acquireReady is acquire for a volume that must be ready for use; otherwise it fails with fault.ErrInUse.
+func (m *Manager) acquireReady(ctx context.Context, id string) (metadata.Volume, func(), error) {
+	v, release, err := m.acquire(ctx, id)
+	if err == nil && v.State != metadata.Ready {
+		release()
+		return v, nil, notReady(v)
+	}
+	return v, release, err
+}
+
+func notReady(v metadata.Volume) error {
+	if v.State == metadata.Removing {
+		return fault.Errorf(fault.ErrInUse, "volume %q: is being deleted", v.Name)
+	}
+	return fault.Errorf(fault.ErrInUse, "volume %q: is %s", v.Name, v.State)
+}
+
+// deviceRecord is what a volume's device carries, so that the volume survives the loss of the database.
+type deviceRecord struct {
+	Format int             `json:"format"`
+	Root   string          `json:"root"` // ID of the data root
+	Volume metadata.Volume `json:"volume"`
+}
+
+// describe returns the record for a volume's device. It shows the volume as ready: a device is adopted as a whole
+// volume or not at all.
+func (m *Manager) describe(v metadata.Volume) (blockdev.Record, error) {
+	v.State = metadata.Ready
+	raw, err := json.Marshal(deviceRecord{Format: 1, Root: m.store.RootID(), Volume: v})
+	if err != nil {
+		return nil, fmt.Errorf("volume %q: describe device: %w", v.Name, err)
+	}
+	return raw, nil
+}
