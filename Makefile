@@ -1,0 +1,172 @@
+# The names of all targets: make help
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+ROOT := /var/lib/orlop
+UNITS := /etc/systemd/system
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO_TEST := CGO_ENABLED=1 go test -race -tags root -count=1 -p 2
+LIMIT := $(if $(ORLOP_SOAK),12h,20m)
+FUZZ_TIME ?= 10s
+LINTER := bin/tools/golangci-lint
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/p' Makefile | expand -t 16
+
+.PHONY: deps
+deps: ## install what build, lint and test need and this machine lacks (root)
+	@tools/deps.sh build lint test
+
+.PHONY: build
+build: need-go ## build bin/orlop, one static binary
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)" -o bin/orlop ./cmd/orlop
+
+.PHONY: install
+install: build ## install the binary, shell completion and systemd units (root; PREFIX, DESTDIR)
+	@install -D -m 0755 bin/orlop "$(DESTDIR)$(PREFIX)/bin/orlop"
+	completions="$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
+	mkdir -p "$$completions"
+	bin/orlop completion bash > "$$completions/orlop"
+	echo "installed $(DESTDIR)$(PREFIX)/bin/orlop"
+	if [[ -z "$(DESTDIR)" && ! -d /run/systemd/system ]]; then
+		echo "no systemd here: start it with: orlop daemon"
+		exit
+	fi
+	mkdir -p "$(DESTDIR)$(UNITS)"
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/orlop.service > "$(DESTDIR)$(UNITS)/orlop.service"
+	install -m 0644 packaging/orlop.socket "$(DESTDIR)$(UNITS)/orlop.socket"
+	if [[ ! -e "$(DESTDIR)/etc/default/orlop" ]]; then
+		install -D -m 0644 packaging/orlop.default "$(DESTDIR)/etc/default/orlop"
+	fi
+	if [[ -z "$(DESTDIR)" ]]; then
+		systemctl daemon-reload
+		echo "start it with: systemctl enable --now orlop.socket orlop.service"
+		echo "after an upgrade: systemctl restart orlop.service (containers keep running)"
+	fi
+
+.PHONY: uninstall
+uninstall: need-root ## remove what install put there; keeps the volumes unless PURGE=1
+	@mounted() { grep -s " $(ROOT)/$$1" /proc/self/mountinfo | cut -d' ' -f5; }
+	busy() { cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep "^$(ROOT)/"; }
+	if mounted mounts/; then
+		echo "refused: these volumes are mounted; stop their containers first" >&2
+		exit 1
+	fi
+	orlop="$(PREFIX)/bin/orlop"
+	if [[ -x "$$orlop" ]]; then
+		"$$orlop" shutdown --detach || [[ $$? == 6 ]]   # 6: no daemon runs
+	fi
+	if [[ -d /run/systemd/system && -e $(UNITS)/orlop.socket ]]; then
+		systemctl disable --quiet --now orlop.socket orlop.service
+	fi
+	if mounted "" || busy; then
+		echo "refused: the pool is still attached; start the daemon and try again" >&2
+		exit 1
+	fi
+	rm -f "$$orlop" "$(PREFIX)/share/bash-completion/completions/orlop"
+	rm -f $(UNITS)/orlop.socket $(UNITS)/orlop.service
+	if [[ -d /run/systemd/system ]]; then systemctl daemon-reload; fi
+	if [[ -z "$(PURGE)" ]]; then
+		echo "removed; the volumes are still in $(ROOT) (PURGE=1 deletes them)"
+		exit
+	fi
+	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* || true   # mount points are immutable while nothing is mounted there
+	rm -rf --one-file-system $(ROOT)
+	rm -f /etc/default/orlop
+	echo "removed, volumes and all"
+
+.PHONY: quickstart
+quickstart: build ## try it: a daemon, a volume and a container, and away again (root)
+	@tools/quickstart.sh
+
+.PHONY: test
+test: need-root need-go ## run every test, then every fuzz target for 10 s (root, about 20 minutes)
+	@tools/deps.sh build test
+	tools/leftovers.sh $(MAKE) --no-print-directory test-here fuzz
+
+.PHONY: soak
+soak: ## run the same tests with the full counts: takes hours (root)
+	@$(MAKE) --no-print-directory test ORLOP_SOAK=1
+
+.PHONY: test-unit
+test-unit: need-go ## run the tests that need no root
+	go test -count=1 ./...
+
+.PHONY: test-e2e
+test-e2e: need-root need-go ## run the tests with a real Docker daemon (root)
+	@tools/deps.sh build test
+	$(MAKE) --no-print-directory build
+	set -x
+	tools/leftovers.sh env $(GO_TEST) -timeout $(LIMIT) ./e2e/...
+
+.PHONY: test-here
+test-here: build
+	$(GO_TEST) -timeout $(LIMIT) ./...
+
+.PHONY: fuzz
+fuzz: need-go ## run every fuzz target in the tree for FUZZ_TIME each (10s)
+	@out=$$(mktemp)
+	trap 'rm -f "$$out"' EXIT
+	{ grep -rHoE --include='*_test.go' '^func Fuzz\w+' . || true; } | sort | while IFS=: read -r file func; do
+		set -- go test -tags root -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZ_TIME) "$${file%/*}"
+		echo "$$*"
+		"$$@" < /dev/null 2>&1 | tee "$$out" && continue
+		# Before Go 1.27 the end of the time is sometimes taken for a failure (go.dev/issue/75804). A real one says more.
+		grep -q '^    context deadline exceeded$$' "$$out" && ! grep -q 'Failing input' "$$out" || exit 1
+		echo "no failure: the time was over"
+	done
+
+.PHONY: bench
+bench: need-root need-go ## run the benchmarks (root)
+	@tools/deps.sh build test bench
+	(set -x; go test -tags root -run '^$$' -bench . -benchmem -count 3 -timeout 2h ./...)
+
+.PHONY: lint
+lint: need-go $(LINTER) ## check the format, the Go code and the scripts
+	@tools/deps.sh build lint
+	unformatted=$$(gofmt -l .)
+	if [[ -n "$$unformatted" ]]; then
+		printf 'not in gofmt format:\n%s\n' "$$unformatted" >&2
+		exit 1
+	fi
+	set -x
+	go vet ./...
+	go vet -tags root ./...
+	$(LINTER) run
+	shellcheck tools/*.sh .ci/run
+
+$(LINTER): tools/go.mod tools/go.sum | need-go
+	go -C tools build -buildvcs=false -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	touch $@
+
+.PHONY: clean
+clean: ## delete what make built
+	rm -rf bin
+
+.PHONY: need-root
+need-root:
+	@if [[ $$EUID != 0 ]]; then
+		echo "This needs root: it uses loop devices, mounts and a Docker daemon. Without root: make test-unit" >&2
+		exit 1
+	fi
+
+.PHONY: need-go
+need-go:
+	@if ! version=$$(cd / && GOTOOLCHAIN=local go version); then
+		echo "No go in PATH. Install Go 1.21 or newer from https://go.dev/dl/ (Debian 12's is too old);" >&2
+		echo "it fetches the version that go.mod names. With sudo: sudo env PATH=\$$PATH make ..." >&2
+		exit 1
+	fi
+	minor=$$(sed -nE 's/.*go1\.([0-9]+).*/\1/p' <<< "$$version")
+	if (( minor < 21 )); then
+		echo "$$version is too old: install Go 1.21 or newer from https://go.dev/dl/" >&2
+		exit 1
+	fi
