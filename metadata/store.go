@@ -60,13 +60,109 @@ type Store struct {
 // lockWait is how long Open waits for another process to let go of the file: a daemon that is just stopping.
 const lockWait = 2 * time.Second
 
+// Exists tells whether a root directory has metadata, or a copy of it.
+func Exists(dir string) bool {
+	for _, name := range []string{FileName, CopyName} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Open opens the metadata of the root directory dir, making it if there is none, checks it, and copies it to
 // CopyName. It fails with fault.ErrInUse if another daemon has it open, and with fault.ErrCorrupt, changing
-// nothing, if it is damaged or was written by a newer Orlop.
-func Open(dir string) (store *Store, err error) {
+// nothing, if it is damaged, gone while its copy is there, or written by a newer Orlop.
+func Open(dir string) (*Store, error) {
 	path := filepath.Join(dir, FileName)
-	_, statErr := os.Stat(path)
-	fresh := errors.Is(statErr, fs.ErrNotExist)
+	if !Exists(dir) {
+		if err := create(path); err != nil {
+			return nil, err
+		}
+	}
+	s, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.copyTo(filepath.Join(dir, CopyName)); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Rebuild is Open for metadata that is damaged or gone: the damaged file is kept under the name returned, and the
+// new one begins as the copy of the last start, or empty if that is no good either. Holders in it are suspect.
+// Sound metadata is opened as it is; lost then tells whether it knows no volume, so that those there are must have
+// been lost before. It fails with fault.ErrInUse if another daemon has it open.
+func Rebuild(dir string) (s *Store, lost bool, kept string, err error) {
+	path, copied := filepath.Join(dir, FileName), filepath.Join(dir, CopyName)
+	s, err = open(path)
+	if err == nil {
+		lost, err = s.empty()
+		return s, lost, "", err
+	}
+	if fault.Is(err, fault.ErrInUse) {
+		return nil, false, "", err
+	}
+	kept = path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000Z")
+	switch err := os.Rename(path, kept); {
+	case errors.Is(err, fs.ErrNotExist):
+		kept = ""
+	case err != nil:
+		return nil, false, "", fmt.Errorf("keep damaged metadata: %w", err)
+	}
+	if good, err := open(copied); err == nil {
+		if err := errors.Join(good.copyTo(path), good.Close()); err != nil {
+			return nil, true, kept, err
+		}
+	} else if err := create(path); err != nil {
+		return nil, true, kept, err
+	}
+	if s, err = open(path); err != nil {
+		return nil, true, kept, err
+	}
+	err = s.Update(context.Background(), func(tx *Tx) error { return tx.PutEpoch(tx.Epoch() + 1) })
+	return s, true, kept, err
+}
+
+// empty tells whether no volume is known.
+func (s *Store) empty() (empty bool, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		key, _ := tx.Bucket(bucketVolumes).Cursor().First()
+		empty = key == nil
+		return nil
+	})
+	return empty, err
+}
+
+// create makes an empty database. It appears under its name only when it is whole.
+func create(path string) error {
+	temp := path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("make metadata: %w", err)
+	}
+	db, err := bolt.Open(temp, 0o600, &bolt.Options{Timeout: lockWait})
+	if err != nil {
+		return fmt.Errorf("make metadata: %w", err)
+	}
+	err = (&Store{db: db}).initialise()
+	if err = errors.Join(err, db.Close()); err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err == nil {
+		err = syncPath(filepath.Dir(path))
+	}
+	if err != nil {
+		return fmt.Errorf("make metadata: %w", err)
+	}
+	return nil
+}
+
+// open opens and checks an existing database.
+func open(path string) (store *Store, err error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, damaged(path, err)
+	}
 	// A damaged page can show as a panic in bbolt or as a fault in its mapping.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -84,26 +180,21 @@ func Open(dir string) (store *Store, err error) {
 		return nil, damaged(path, err)
 	}
 	s := &Store{db: db}
-	if fresh {
-		err = s.initialise()
-	} else {
-		err = s.verify(path)
-	}
-	if err == nil {
-		err = s.copyTo(filepath.Join(dir, CopyName))
-	}
-	if err != nil {
-		_ = db.Close() // the error already says what is wrong
-		return nil, err
+	if err := s.verify(path); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
 func damaged(path string, cause error) error {
-	if errors.Is(cause, fs.ErrPermission) || errors.Is(cause, fs.ErrNotExist) {
+	if errors.Is(cause, fs.ErrPermission) {
 		return fmt.Errorf("open %s: %w", path, cause)
 	}
-	return fault.Errorf(fault.ErrCorrupt, "open %s: damaged (%v); a copy of the last start is %s beside it", path, cause, CopyName)
+	what := fmt.Sprintf("damaged (%v)", cause)
+	if errors.Is(cause, fs.ErrNotExist) {
+		what = "gone, though its copy is there"
+	}
+	return fault.Errorf(fault.ErrCorrupt, "open %s: %s: 'orlop daemon --rebuild-metadata' makes it anew from the copy %s and from what the devices carry, and keeps the old file", path, what, CopyName)
 }
 
 // Close lets go of the file.

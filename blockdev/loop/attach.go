@@ -265,10 +265,11 @@ func awaitDetached(ctx context.Context, name string, wanted file) (still *os.Fil
 
 // Activate attaches the image to a loop device, which stays open until Deactivate.
 func (p *Pool) Activate(ctx context.Context, id blockdev.ID, mode blockdev.Mode) (string, error) {
-	wanted, err := fileAt(p.image(id))
+	stat, err := p.stat(id)
 	if err != nil {
-		return "", notFound(id, err)
+		return "", err
 	}
+	wanted := file{stat.Dev, stat.Ino}
 	p.mu.Lock()
 	held := p.active[id]
 	p.mu.Unlock()

@@ -48,9 +48,9 @@ type Pool struct {
 
 var _ blockdev.Pool = (*Pool)(nil)
 
-// newPool opens the pool in dir. expected is the identity that the caller knows, or empty at first use.
-func newPool(dir, expected string, file *backing) (*Pool, error) {
-	id, err := identify(dir, expected)
+// newPool opens the pool in dir, which file is mounted at if it is a built-in one.
+func newPool(dir string, c Config, file *backing) (*Pool, error) {
+	id, err := identify(dir, c.UUID, c.Adopt)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +113,9 @@ func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64, record bl
 // Clone makes dst share all of src's blocks. Its time follows the number of src's extents, during which writes to
 // src wait.
 func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	if _, err := p.stat(src); err != nil {
+		return err
+	}
 	from, err := os.Open(p.image(src))
 	if err != nil {
 		return notFound(src, err)
@@ -134,7 +137,7 @@ func (p *Pool) add(ctx context.Context, id blockdev.ID, record blockdev.Record, 
 		return fault.Errorf(fault.ErrExists, "device %s: exists already", id)
 	}
 	u.Push("remove record", func(context.Context) error { return removeFile(p.record(id)) })
-	if err := p.Describe(ctx, id, record); err != nil {
+	if err := p.writeRecord(id, record); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(p.image(id), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -151,6 +154,13 @@ func (p *Pool) add(ctx context.Context, id blockdev.ID, record blockdev.Record, 
 
 // Describe replaces a device's record, by rename.
 func (p *Pool) Describe(_ context.Context, id blockdev.ID, record blockdev.Record) error {
+	if _, err := p.stat(id); err != nil {
+		return err
+	}
+	return p.writeRecord(id, record)
+}
+
+func (p *Pool) writeRecord(id blockdev.ID, record blockdev.Record) error {
 	if err := writeFile(p.record(id), record); err != nil {
 		return spaceFault(fmt.Errorf("describe device %s: %w", id, err))
 	}
@@ -159,6 +169,9 @@ func (p *Pool) Describe(_ context.Context, id blockdev.ID, record blockdev.Recor
 
 // Sync writes the image and its directory entry to stable storage.
 func (p *Pool) Sync(_ context.Context, id blockdev.ID) error {
+	if _, err := p.stat(id); err != nil {
+		return err
+	}
 	f, err := os.Open(p.image(id))
 	if err != nil {
 		return notFound(id, err)
@@ -171,6 +184,9 @@ func (p *Pool) Sync(_ context.Context, id blockdev.ID) error {
 
 // Grow extends the image, and the loop device if the image is active.
 func (p *Pool) Grow(_ context.Context, id blockdev.ID, size int64) error {
+	if _, err := p.stat(id); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(p.image(id), os.O_RDWR, 0)
 	if err != nil {
 		return notFound(id, err)
@@ -214,11 +230,23 @@ func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
 	return syncDir(p.images)
 }
 
+// stat looks at the image of a device, which every method does that must find it: an ID that was never minted
+// could lead out of the directory.
+func (p *Pool) stat(id blockdev.ID) (stat unix.Stat_t, err error) {
+	if _, err := blockdev.ParseID(string(id)); err != nil {
+		return stat, err
+	}
+	if err := unix.Stat(p.image(id), &stat); err != nil {
+		return stat, notFound(id, err)
+	}
+	return stat, nil
+}
+
 // Stat describes a device.
 func (p *Pool) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) {
-	var stat unix.Stat_t
-	if err := unix.Stat(p.image(id), &stat); err != nil {
-		return blockdev.Info{}, notFound(id, err)
+	stat, err := p.stat(id)
+	if err != nil {
+		return blockdev.Info{}, err
 	}
 	info := blockdev.Info{ID: id, Size: stat.Size, Used: stat.Blocks * 512}
 	p.mu.Lock()

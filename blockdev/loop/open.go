@@ -34,6 +34,7 @@ type Config struct {
 	Root        string // data root: the place of the built-in pool
 	Dir         string // a directory of the user's choice instead; empty for the built-in pool
 	UUID        string // the identity recorded at first use; empty for a new pool
+	Adopt       bool   // without a UUID: take a pool that has devices already, to rebuild lost metadata
 	Size        int64  // nominal bytes of the built-in pool; 0 for the default; a larger one than it has grows it
 	Preallocate bool   // allocate all of the built-in pool's file
 }
@@ -60,7 +61,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		return nil, fmt.Errorf("open pool: %w", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, markerName)); err == nil {
-		return newPool(dir, c.UUID, nil)
+		return newPool(dir, c, nil)
 	}
 	if c.UUID != "" {
 		return nil, fault.Errorf(fault.ErrNotFound, "pool %s is missing: neither %s nor %s/%s is there; is the disk mounted?", c.UUID, path, dir, markerName)
@@ -73,7 +74,7 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, iofs.ErrExist) {
 			return nil, fmt.Errorf("make pool: %w", err)
 		}
-		return newPool(dir, "", nil)
+		return newPool(dir, c, nil)
 	}
 	if err := makeFile(ctx, c, path); err != nil {
 		return nil, err
@@ -98,11 +99,11 @@ func openDir(c Config) (*Pool, error) {
 			return nil, fault.Errorf(fault.ErrUnsupported, "pool directory %s: its filesystem cannot reflink: use one on XFS or btrfs, or --pool loop", c.Dir)
 		}
 	}
-	return newPool(c.Dir, c.UUID, nil)
+	return newPool(c.Dir, c, nil)
 }
 
 // identify reads the marker in dir, or writes one where none is expected and nothing is there to be lost.
-func identify(dir, expected string) (string, error) {
+func identify(dir, expected string, adopt bool) (string, error) {
 	path := filepath.Join(dir, markerName)
 	raw, err := os.ReadFile(path)
 	if err == nil {
@@ -113,7 +114,7 @@ func identify(dir, expected string) (string, error) {
 		if expected != "" && m.UUID != expected {
 			return "", fault.Errorf(fault.ErrCorrupt, "pool %s: is pool %s, not %s that this root knows: is another disk mounted there?", dir, m.UUID, expected)
 		}
-		if expected == "" {
+		if expected == "" && !adopt {
 			if err := refuseImages(dir); err != nil {
 				return "", err
 			}
@@ -148,7 +149,7 @@ func refuseImages(dir string) error {
 	}
 	for _, entry := range entries {
 		if strings.HasSuffix(entry.Name(), imageExt) {
-			return fault.Errorf(fault.ErrCorrupt, "pool %s holds volumes that this root's metadata does not know: it was lost, or the pool is another root's", dir)
+			return fault.Errorf(fault.ErrCorrupt, "pool %s holds volumes that this root's metadata does not know: it was lost ('orlop daemon --rebuild-metadata' makes it anew), or the pool is another root's", dir)
 		}
 	}
 	return nil
@@ -232,7 +233,7 @@ func openFile(ctx context.Context, c Config, path, dir string) (p *Pool, err err
 	if err := b.grow(); err != nil {
 		return nil, err
 	}
-	return newPool(dir, c.UUID, b)
+	return newPool(dir, c, b)
 }
 
 // growFile extends the file to the size asked for, and allocates it if told to.
@@ -300,7 +301,7 @@ func (b *backing) grow() error {
 	return xfs.Grow(b.dir, info.Size())
 }
 
-// Detach unmounts the built-in pool and frees its loop device; other pools have nothing to detach. It fails with
+// Detach unmounts the built-in pool, removes its mount point and frees its loop device; other pools have nothing to detach. It fails with
 // fault.ErrInUse while a device is active. The pool cannot be used afterwards.
 func (p *Pool) Detach(ctx context.Context) error {
 	p.mu.Lock()
@@ -322,5 +323,5 @@ func (p *Pool) Detach(ctx context.Context) error {
 	if _, err := detach(ctx, p.file.device, wanted); err != nil {
 		return fmt.Errorf("detach pool: %w", err)
 	}
-	return nil
+	return fs.RemoveMountpoint(p.dir)
 }

@@ -67,13 +67,15 @@ func (c *cli) app() *urfave.App {
 			c.daemonCommand(), c.shutdownCommand(), c.infoCommand(),
 			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
 			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
-			c.versionCommand(),
+			c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
 		},
 	}
 	app.Commands = append(app.Commands, c.completionCommand(app))
 	for _, command := range app.Commands {
-		command.OnUsageError = usageError
-		command.HideHelpCommand = true
+		for _, c := range append(command.Subcommands, command) {
+			c.OnUsageError = usageError
+			c.HideHelpCommand = true
+		}
 	}
 	return app
 }

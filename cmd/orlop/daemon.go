@@ -36,7 +36,7 @@ type settings struct {
 	root, defaultFS, pluginName, pluginSocket, controlSocket, logFormat string
 	pools                                                               []poolSpec
 	poolSize, defaultSize                                               int64
-	preallocate, verbose                                                bool
+	preallocate, rebuild, verbose                                       bool
 }
 
 func (c *cli) daemonCommand() *urfave.Command {
@@ -59,6 +59,7 @@ func (c *cli) daemonCommand() *urfave.Command {
 			text("plugin-name", "orlop", "name of the volume driver"),
 			text("plugin-socket", "", "socket for Docker (default: "+pluginDir+"/<plugin name>.sock)"),
 			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if there is one, which then equals root"),
+			&urfave.BoolFlag{Name: "rebuild-metadata", Usage: "if the metadata is damaged or gone, make it anew from its copy and the devices; the old file is kept", EnvVars: env("rebuild-metadata")},
 			text("log-format", "text", "text or json"),
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -78,7 +79,7 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 	s = settings{
 		root: ctx.String("root"), defaultFS: ctx.String("default-fs"), pluginName: ctx.String("plugin-name"),
 		pluginSocket: ctx.String("plugin-socket"), controlSocket: ctx.String("control-socket"), logFormat: ctx.String("log-format"),
-		preallocate: ctx.Bool("pool-preallocate"), verbose: ctx.Bool("verbose"),
+		preallocate: ctx.Bool("pool-preallocate"), rebuild: ctx.Bool("rebuild-metadata"), verbose: ctx.Bool("verbose"),
 	}
 	if s.logFormat != "text" && s.logFormat != "json" {
 		return s, fault.Errorf(fault.ErrInvalid, "--log-format %q: must be text or json", s.logFormat)
@@ -123,7 +124,7 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if s.root, err = prepareRoot(s.root); err != nil {
 		return err
 	}
-	store, err := metadata.Open(s.root)
+	store, err := openMetadata(&s, log)
 	if err != nil {
 		return err
 	}
@@ -137,6 +138,11 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if s.rebuild {
+		if err := volumes.Rebuild(ctx); err != nil {
+			return err
+		}
+	}
 	if err := volumes.Recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
@@ -147,22 +153,27 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := leaveNote(s.root); err != nil {
+		log.Warn("cannot note beside the mount point that the data root is there", "error", err)
+	}
 	return listenAndServe(ctx, stop, s, d, volumes, pools, log)
 }
 
-// prepareRoot makes the data root and returns its path without symbolic links, as the kernel's mount table shows it.
-func prepareRoot(root string) (string, error) {
-	root, err := filepath.Abs(root)
-	if err == nil {
-		err = os.MkdirAll(root, 0o711)
+// openMetadata opens the metadata. It clears s.rebuild if there is nothing to rebuild.
+func openMetadata(s *settings, log *slog.Logger) (*metadata.Store, error) {
+	if !s.rebuild {
+		return metadata.Open(s.root)
 	}
-	if err == nil {
-		root, err = filepath.EvalSymlinks(root)
-	}
+	store, lost, kept, err := metadata.Rebuild(s.root)
 	if err != nil {
-		return "", fmt.Errorf("data root: %w", err)
+		return nil, err
 	}
-	return root, nil
+	if s.rebuild = lost; lost {
+		log.Warn("metadata is being rebuilt", "damaged_file", kept)
+	} else {
+		log.Info("metadata is sound: nothing to rebuild")
+	}
+	return store, nil
 }
 
 // bootID names this run of the kernel.

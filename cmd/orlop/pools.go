@@ -86,7 +86,7 @@ func openPools(ctx context.Context, s settings, store *metadata.Store, log *slog
 		}
 		shown := product.Pool{Kind: "loop", Spec: spec.String(), BlockSize: loop.BlockSize}
 		shown.Name, shown.UUID = spec.name, known.UUID
-		pool, err := loop.Open(ctx, loop.Config{Root: s.root, Dir: spec.dir, UUID: known.UUID, Size: s.poolSize, Preallocate: s.preallocate})
+		pool, err := loop.Open(ctx, loop.Config{Root: s.root, Dir: spec.dir, UUID: known.UUID, Adopt: s.rebuild, Size: s.poolSize, Preallocate: s.preallocate})
 		switch {
 		case err != nil && !ok:
 			set.close()
@@ -95,7 +95,7 @@ func openPools(ctx context.Context, s settings, store *metadata.Store, log *slog
 			log.Error("pool is missing; its volumes cannot be mounted", "pool", spec.name, "error", err)
 			shown.Missing = err
 		default:
-			shown.UUID, shown.Pool.Pool = pool.UUID(), pool
+			shown.UUID, shown.Dir, shown.Pool.Pool = pool.UUID(), pool.Dir(), pool
 			set.open = append(set.open, pool)
 		}
 		set.all = append(set.all, shown)

@@ -30,6 +30,7 @@ type Request struct {
 	Name       string    `json:"name,omitempty"`       // volume: name, ID or beginning of its ID
 	AutoName   bool      `json:"auto_name,omitempty"`  // create: make a name up
 	Options    []Setting `json:"options,omitempty"`    // create
+	Device     string    `json:"device,omitempty"`     // adopt, delete of a device: its ID or the beginning of it
 	Mountpoint string    `json:"mountpoint,omitempty"` // mount: absolute path, empty for the volume's own
 	Size       string    `json:"size,omitempty"`       // resize
 	Labels     []string  `json:"labels,omitempty"`     // set: key=value, or key= to remove

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -23,6 +24,7 @@ type Pool struct {
 	volume.Pool
 	Kind      string // "loop"
 	Spec      string // as configured
+	Dir       string // holds the devices' files; empty if the pool is missing
 	BlockSize int    // logical block size of its devices in bytes
 }
 
@@ -296,6 +298,33 @@ func (d *Daemon) Trim(ctx context.Context, ref string) (int64, error) {
 		return 0, err
 	}
 	return d.volumes.Trim(ctx, id)
+}
+
+// Adopt makes an unknown device, by its ID or the beginning of it, the volume called name.
+func (d *Daemon) Adopt(ctx context.Context, device, name string) (View, error) {
+	if err := errors.Join(checkDevice(device), checkName(name)); err != nil {
+		return View{}, err
+	}
+	v, err := d.volumes.Adopt(ctx, device, name)
+	if err != nil {
+		return View{}, err
+	}
+	return d.Inspect(ctx, v.ID)
+}
+
+// DeleteDevice deletes an unknown device, by its ID or the beginning of it, and its data.
+func (d *Daemon) DeleteDevice(ctx context.Context, device string) error {
+	if err := checkDevice(device); err != nil {
+		return err
+	}
+	return d.volumes.DeleteUnknown(ctx, device)
+}
+
+func checkDevice(ref string) error {
+	if len(ref) < minPrefix || !nameRule.MatchString(ref) {
+		return fault.Errorf(fault.ErrInvalid, "device %q: must be a device's ID, or at least its first %d characters", ref, minPrefix)
+	}
+	return nil
 }
 
 // Mountpoint returns where the volume of exactly this name is mounted, or "" while it is not.

@@ -38,6 +38,9 @@ type View struct {
 	Kept         bool              `json:"kept"` // mounted without a holder because something uses it still
 	Snapshots    []struct{}        `json:"snapshots"`
 	LastBackup   *struct{}         `json:"last_backup"`
+	ReadOnly     bool              `json:"read_only"` // mounted, and went read-only after an error
+
+	device string
 }
 
 // A HolderView is what users see of somebody who holds a volume.
@@ -59,7 +62,7 @@ func (d *Daemon) view(ctx context.Context, v metadata.Volume, holders []metadata
 		Name: v.Name, ID: v.ID, Size: v.Size, Filesystem: v.Filesystem, Pool: v.Pool,
 		Holders: []HolderView{}, Created: v.Created.UTC().Format(time.RFC3339Nano),
 		Labels: v.Labels, MountOptions: v.MountOptions, Protected: v.Protected, State: string(v.State),
-		Snapshots: []struct{}{},
+		Snapshots: []struct{}{}, device: v.Device,
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -81,7 +84,7 @@ func (d *Daemon) view(ctx context.Context, v metadata.Volume, holders []metadata
 		view.Mounted, view.Mountpoint, view.Kept = true, entry.Mountpoint, len(holders) == 0
 	}
 	view.Used, view.Problem = d.examine(ctx, v)
-	if isMounted && entry.ReadOnly && !hasOption(v, "ro") {
+	if view.ReadOnly = isMounted && entry.ReadOnly && !hasOption(v, "ro"); view.ReadOnly {
 		view.Problem = "its filesystem went read-only after an error: stop its containers; the next mount checks it"
 	}
 	if view.Problem != "" && v.State == metadata.Ready {
@@ -111,6 +114,11 @@ func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (used int64, pr
 		return 0, ""
 	case err != nil:
 		return 0, err.Error()
+	}
+	if info.Size < v.Size {
+		if err := d.volumes.Truncated(v, info.Size); err != nil {
+			return info.Used, err.Error()
+		}
 	}
 	return info.Used, ""
 }

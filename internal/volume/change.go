@@ -73,17 +73,7 @@ func (m *Manager) replace(ctx context.Context, old, v metadata.Volume) (err erro
 		}
 		return pool.Describe(ctx, blockdev.ID(old.Device), record)
 	})
-	return m.store.Update(ctx, func(tx *metadata.Tx) error {
-		if err := tx.PutVolume(v); err != nil {
-			return err
-		}
-		device, err := tx.Device(v.Device)
-		if err != nil {
-			return err
-		}
-		device.Size = v.Size
-		return tx.PutDevice(device)
-	})
+	return m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(v) })
 }
 
 // Resize grows a volume to size bytes, also while it is in use. It fails with fault.ErrInvalid if that would
@@ -148,7 +138,24 @@ func (m *Manager) growDevice(ctx context.Context, old, v metadata.Volume, pool b
 		}
 		u.Push("record old size", func(ctx context.Context) error { return m.replace(ctx, v, old) })
 	}
-	return pool.Grow(ctx, blockdev.ID(v.Device), v.Size)
+	if err := pool.Grow(ctx, blockdev.ID(v.Device), v.Size); err != nil {
+		return err
+	}
+	u = undo.Stack{} // the device has grown: from here on the way is forward
+	return m.recordDeviceSize(ctx, v)
+}
+
+// recordDeviceSize notes that a volume's device has been seen with the volume's size: from now on a smaller one is
+// a truncated one.
+func (m *Manager) recordDeviceSize(ctx context.Context, v metadata.Volume) error {
+	return m.store.Update(ctx, func(tx *metadata.Tx) error {
+		device, err := tx.Device(v.Device)
+		if err != nil || device.Size == v.Size {
+			return err
+		}
+		device.Size = v.Size
+		return tx.PutDevice(device)
+	})
 }
 
 // releaseToGrow unmounts a mounted volume that this process may only grow unmounted, and tells whether it is to be

@@ -68,8 +68,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 	if err := m.fill(ctx, v, kind); err != nil {
 		return v, fmt.Errorf("create volume %q: %w", v.Name, err)
 	}
-	v.State = metadata.Ready
-	if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(v) }); err != nil {
+	if v, err = m.finish(ctx, v); err != nil {
 		return v, fmt.Errorf("create volume %q: %w", v.Name, err)
 	}
 	m.log.Info("volume created", "volume", v.Name, "id", v.ID, "size", v.Size, "filesystem", v.Filesystem, "pool", v.Pool)
@@ -124,17 +123,17 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) err
 	if err != nil {
 		return err
 	}
-	if err := kind.Make(ctx, m.runner, path, v.UID, v.GID); err != nil {
+	if err := m.host.Make(ctx, kind, path, v.UID, v.GID); err != nil {
 		return err
 	}
 	dir := filepath.Join(m.scratch, v.ID)
-	if err := fs.MakeMountpoint(dir); err != nil {
+	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	if err := kind.Mount(path, dir, nil); err != nil {
+	if err := m.host.Mount(kind, path, dir, nil); err != nil {
 		return err
 	}
-	if err := fs.FinishRoot(dir, v.UID, v.GID, v.Mode); err != nil {
+	if err := m.host.FinishRoot(dir, v.UID, v.GID, v.Mode); err != nil {
 		return err
 	}
 	if err := m.leaveScratch(v); err != nil {
@@ -143,13 +142,31 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) err
 	return pool.Deactivate(ctx, device)
 }
 
+// finish says that a volume is ready, on its device and in the database.
+func (m *Manager) finish(ctx context.Context, v metadata.Volume) (metadata.Volume, error) {
+	pool, err := m.Pool(v)
+	if err != nil {
+		return v, err
+	}
+	ready := v
+	ready.State = metadata.Ready
+	record, err := m.describe(ready)
+	if err != nil {
+		return v, err
+	}
+	if err := pool.Describe(ctx, blockdev.ID(v.Device), record); err != nil {
+		return v, err
+	}
+	return ready, m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(ready) })
+}
+
 // leaveScratch unmounts and removes a volume's scratch mount point, if it has one.
 func (m *Manager) leaveScratch(v metadata.Volume) error {
 	dir := filepath.Join(m.scratch, v.ID)
-	if err := fs.Unmount(dir); err != nil {
+	if err := m.host.Unmount(dir); err != nil {
 		return err
 	}
-	return fs.RemoveMountpoint(dir)
+	return m.host.RemoveMountpoint(dir)
 }
 
 // undoCreate removes what there is of a volume that is being created, however far that came, and its record last.
@@ -172,7 +189,7 @@ func (m *Manager) erase(ctx context.Context, v metadata.Volume) error {
 	if err := pool.Remove(ctx, blockdev.ID(v.Device)); err != nil {
 		return err
 	}
-	if err := fs.RemoveMountpoint(m.Mountpoint(v.Name)); err != nil {
+	if err := m.host.RemoveMountpoint(m.Mountpoint(v.Name)); err != nil {
 		return err
 	}
 	return m.store.Update(ctx, func(tx *metadata.Tx) error {

@@ -65,7 +65,7 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 	if already, err := m.shows(v, dir); err != nil || already {
 		return dir, err
 	}
-	if err := fs.Bind(m.Mountpoint(v.Name), dir); err != nil {
+	if err := m.host.Bind(m.Mountpoint(v.Name), dir); err != nil {
 		return "", errors.Join(err, m.dropHolder(ctx, holder))
 	}
 	return dir, nil
@@ -157,7 +157,10 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		return err
 	}
 	if info.Size < v.Size {
-		if err := pool.Grow(ctx, id, v.Size); err != nil {
+		if err := m.Truncated(v, info.Size); err != nil {
+			return err
+		}
+		if err := m.growDevice(ctx, v, v, pool); err != nil {
 			return err
 		}
 	}
@@ -178,18 +181,18 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := fs.MakeMountpoint(dir); err != nil {
+	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	if err := kind.Mount(path, dir, v.MountOptions); err != nil {
+	if err := m.host.Mount(kind, path, dir, v.MountOptions); err != nil {
 		return err
 	}
-	u.Push("unmount", func(context.Context) error { return fs.Unmount(dir) })
+	u.Push("unmount", func(context.Context) error { return m.host.Unmount(dir) })
 	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
 		return errors.Join(err, fmt.Errorf("%s does not show %s after mounting it", dir, path))
 	}
 	if checked {
-		if err := fs.RemoveLostFound(dir); err != nil { // e2fsck brings it back
+		if err := m.host.RemoveLostFound(dir); err != nil { // e2fsck brings it back
 			return err
 		}
 	}
@@ -198,6 +201,18 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	}
 	m.log.Info("volume mounted", "volume", v.Name, "device", path)
 	return nil
+}
+
+// Truncated fails with fault.ErrCorrupt if a volume's device of size bytes is smaller than it has been seen to be.
+// One that is smaller than the volume only is about to grow.
+func (m *Manager) Truncated(v metadata.Volume, size int64) error {
+	return m.store.View(func(tx *metadata.Tx) error {
+		device, err := tx.Device(v.Device)
+		if err == nil && size < device.Size {
+			err = fault.Errorf(fault.ErrCorrupt, "device %s has %d bytes and had %d: it was truncated, and what it held beyond is lost", v.Device, size, device.Size)
+		}
+		return err
+	})
 }
 
 // isOurs tells whether dir is a mount of the device node at path. It fails with fault.ErrInUse if something else
@@ -239,7 +254,7 @@ func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, 
 	if err != nil {
 		return false, fmt.Errorf("claim device: %w", err)
 	}
-	checked, err = kind.Repair(ctx, m.runner, path)
+	checked, err = m.host.Repair(ctx, kind, path)
 	if checked {
 		m.log.Warn("filesystem repaired", "volume", v.Name, "device", path)
 	}
@@ -249,7 +264,7 @@ func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, 
 	if now, err := kind.Size(path); err != nil || now >= size {
 		return checked, err
 	}
-	return true, kind.GrowOffline(ctx, m.runner, path)
+	return true, m.host.GrowOffline(ctx, kind, path)
 }
 
 // growFilesystem extends a mounted filesystem that is smaller than its device of size bytes: a resize, or one that
@@ -262,7 +277,7 @@ func (m *Manager) growFilesystem(v metadata.Volume, kind fs.Type, path string, s
 	if err != nil || now >= size {
 		return err
 	}
-	return kind.Grow(m.Mountpoint(v.Name), size)
+	return m.host.Grow(kind, m.Mountpoint(v.Name), size)
 }
 
 // Unmount drops one of Docker's mount IDs, known or not, and unmounts the volume if nobody holds it any more. A
@@ -302,7 +317,7 @@ func (m *Manager) UnmountUser(ctx context.Context, id string) error {
 			if there, err := m.shows(v, h.Mountpoint); err != nil {
 				return err
 			} else if there {
-				if err := fs.Unmount(h.Mountpoint); err != nil {
+				if err := m.host.Unmount(h.Mountpoint); err != nil {
 					return fmt.Errorf("volume %q: %w", v.Name, err)
 				}
 			}

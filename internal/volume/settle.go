@@ -155,7 +155,7 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 		}
 	}
 	if mounted {
-		if err := retryInUse(deadline, func() error { return fs.Unmount(dir) }); fault.Is(err, fault.ErrInUse) {
+		if err := retryInUse(deadline, func() error { return m.host.Unmount(dir) }); fault.Is(err, fault.ErrInUse) {
 			return settled{reason: "a process with an open file or directory in " + dir}, nil
 		} else if err != nil {
 			return settled{}, err
@@ -196,7 +196,7 @@ func (m *Manager) mountBack(ctx context.Context, v metadata.Volume, pool blockde
 	if err != nil {
 		return err
 	}
-	return kind.Mount(path, m.Mountpoint(v.Name), v.MountOptions)
+	return m.host.Mount(kind, path, m.Mountpoint(v.Name), v.MountOptions)
 }
 
 // awaitUnused waits until no other mount namespace shows the device, and returns who still does at the deadline.
@@ -272,7 +272,8 @@ func (m *Manager) NewEpoch(ctx context.Context) error {
 // Suspect tells whether a holder may be dropped as soon as the kernel shows that nobody uses the volume.
 func (m *Manager) Suspect(h metadata.Holder) bool { return len(m.firm([]metadata.Holder{h})) == 0 }
 
-// SettleAll settles every volume, and fails with fault.ErrInUse, naming them, if any is held.
+// SettleAll settles every volume and removes the mount points of those that are not held. It fails with
+// fault.ErrInUse, naming them, if any is.
 func (m *Manager) SettleAll(ctx context.Context) error {
 	var held []string
 	err := m.eachIn(metadata.Ready, func(v metadata.Volume) {
@@ -285,6 +286,8 @@ func (m *Manager) SettleAll(ctx context.Context) error {
 			held = append(held, err.Error())
 		} else if !result.released {
 			held = append(held, fmt.Sprintf("%s (by %s)", v.Name, result.by(v.Name)))
+		} else if err := m.host.RemoveMountpoint(m.Mountpoint(v.Name)); err != nil {
+			held = append(held, err.Error())
 		}
 	})
 	if err == nil && len(held) > 0 {

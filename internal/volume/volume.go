@@ -18,7 +18,6 @@ import (
 	"orlop/blockdev"
 	"orlop/fs"
 	"orlop/internal/fault"
-	"orlop/internal/run"
 	"orlop/metadata"
 )
 
@@ -43,11 +42,11 @@ type Config struct {
 type Manager struct {
 	mounts  string // directory of the mount points
 	scratch string // directory of short-lived mount points
-	store   *metadata.Store
+	store   records
 	pools   map[string]Pool
 	boot    string
 	log     *slog.Logger
-	runner  run.Runner
+	host    host
 	locks   locks
 
 	epochMu   sync.Mutex
@@ -64,6 +63,7 @@ func New(c Config) (*Manager, error) {
 		pools:   map[string]Pool{},
 		boot:    c.Boot,
 		log:     c.Log,
+		host:    kernel{},
 	}
 	for _, pool := range c.Pools {
 		m.pools[pool.Name] = pool
@@ -141,6 +141,9 @@ func notReady(v metadata.Volume) error {
 	return fault.Errorf(fault.ErrInUse, "volume %q: is %s", v.Name, v.State)
 }
 
+// recordFormat is the version of deviceRecord that this program writes, and the newest that it reads.
+const recordFormat = 1
+
 // deviceRecord is what a volume's device carries, so that the volume survives the loss of the database.
 type deviceRecord struct {
 	Format int             `json:"format"`
@@ -148,11 +151,10 @@ type deviceRecord struct {
 	Volume metadata.Volume `json:"volume"`
 }
 
-// describe returns the record for a volume's device. It shows the volume as ready: a device is adopted as a whole
-// volume or not at all.
+// describe returns the record for a volume's device. It carries the state too: what is only being made must not come
+// back as a volume.
 func (m *Manager) describe(v metadata.Volume) (blockdev.Record, error) {
-	v.State = metadata.Ready
-	raw, err := json.Marshal(deviceRecord{Format: 1, Root: m.store.RootID(), Volume: v})
+	raw, err := json.Marshal(deviceRecord{Format: recordFormat, Root: m.store.RootID(), Volume: v})
 	if err != nil {
 		return nil, fmt.Errorf("volume %q: describe device: %w", v.Name, err)
 	}

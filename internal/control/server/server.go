@@ -74,6 +74,13 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		bytes, err := d.Trim(ctx, q.Name)
 		return control.Trimmed{Bytes: bytes}, err
 	})
+	get("/doctor", func(r *http.Request) (any, error) { return d.Doctor(r.Context()) })
+	post("/devices/adopt", func(ctx context.Context, q control.Request) (any, error) {
+		return d.Adopt(ctx, q.Device, q.Name)
+	})
+	post("/devices/delete", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, d.DeleteDevice(ctx, q.Device)
+	})
 	post("/shutdown", func(ctx context.Context, q control.Request) (any, error) {
 		return struct{}{}, shutdown(ctx, q.Detach)
 	})

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"text/tabwriter"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/control"
+	"orlop/internal/daemon"
+)
+
+// errFindings makes doctor exit with 1; the findings have been printed.
+var errFindings = errors.New("something is wrong")
+
+func (c *cli) doctorCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "doctor", Usage: "show what is wrong, and the command that mends it; changes nothing",
+		Description: "Exits with 1 if it finds something. Example: orlop doctor",
+		Action: func(ctx *urfave.Context) error {
+			if _, err := arguments(ctx, 0, 0); err != nil {
+				return err
+			}
+			var findings []daemon.Finding
+			if err := c.client.Get(ctx.Context, "/doctor", nil, &findings); err != nil {
+				return err
+			}
+			if err := c.printFindings(findings); err != nil {
+				return err
+			}
+			if len(findings) > 0 {
+				return reported{errFindings}
+			}
+			return nil
+		},
+	}
+}
+
+func (c *cli) printFindings(findings []daemon.Finding) error {
+	if c.json {
+		return c.printJSON(findings)
+	}
+	if len(findings) == 0 {
+		return c.print("nothing is wrong", nil)
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	for _, f := range findings {
+		fmt.Fprintf(w, "%s:\t%s\t%s\n\t\tmend it with: %s\n", f.Severity, f.Subject, f.Problem, f.Command)
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+func (c *cli) deviceCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "device", Usage: "adopt or delete devices that doctor lists as unknown",
+		Action: unknownCommand,
+		Subcommands: []*urfave.Command{
+			{
+				Name: "adopt", Usage: "make an unknown device a volume", ArgsUsage: "ID NAME",
+				Description: "Example: orlop device adopt 0192e1c4-8c6f-7d1c-9f60-0a8b5f1c2d3e db",
+				Action: func(ctx *urfave.Context) error {
+					args, err := arguments(ctx, 2, 2)
+					if err != nil {
+						return err
+					}
+					var view daemon.View
+					if err := c.client.Post(ctx.Context, "/devices/adopt", control.Request{Device: args[0], Name: args[1]}, &view); err != nil {
+						return err
+					}
+					return c.print(view.Name, view)
+				},
+			},
+			{
+				Name: "delete", Aliases: []string{"rm"}, Usage: "delete an unknown device and its data", ArgsUsage: "ID",
+				Description: "Example: orlop device delete 0192e1c4-8c6f-7d1c-9f60-0a8b5f1c2d3e",
+				Action: func(ctx *urfave.Context) error {
+					args, err := arguments(ctx, 1, 1)
+					if err != nil {
+						return err
+					}
+					return c.client.Post(ctx.Context, "/devices/delete", control.Request{Device: args[0]}, nil)
+				},
+			},
+		},
+	}
+}

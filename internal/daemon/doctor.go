@@ -1,0 +1,235 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/metadata"
+)
+
+// A Finding is something that is wrong and the command that mends it.
+type Finding struct {
+	Severity string `json:"severity"` // "error": data cannot be used; "warning": it will be, or something leaks
+	Subject  string `json:"subject"`
+	Problem  string `json:"problem"`
+	Command  string `json:"command"`
+}
+
+const (
+	severe = "error"
+	mild   = "warning"
+)
+
+// warnAbove is the share of a layer in use from which doctor warns.
+const warnAbove = 0.80
+
+// Doctor looks for what is wrong. It changes nothing.
+func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
+	findings := []Finding{}
+	for _, look := range []func(context.Context) ([]Finding, error){
+		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findUnknownDevices, d.findForeignFiles,
+		d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
+	} {
+		found, err := look(ctx)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, found...)
+	}
+	return findings, nil
+}
+
+func (d *Daemon) findMissingTools(context.Context) (found []Finding, _ error) {
+	for _, name := range fs.Names() {
+		kind, err := fs.Lookup(name)
+		if err == nil {
+			err = kind.Available()
+		}
+		if err != nil {
+			_, command, _ := strings.Cut(err.Error(), ": ")
+			found = append(found, Finding{mild, "filesystem " + name, err.Error(), command})
+		}
+	}
+	return found, nil
+}
+
+func (d *Daemon) findPoolTrouble(ctx context.Context) (found []Finding, _ error) {
+	info, err := d.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, pool := range info.Pools {
+		subject := "pool " + pool.Name
+		used := float64(pool.Size-pool.Free) / float64(max(pool.Size, 1))
+		switch {
+		case pool.Problem != "":
+			found = append(found, Finding{severe, subject, pool.Problem, "systemctl restart orlop, once its disk is mounted"})
+		case used >= warnAbove:
+			found = append(found, Finding{mild, subject, fmt.Sprintf("%s is %.0f%% full: %s left", pool.Layer, 100*used, Bytes(pool.Free)), "orlop trim"})
+		}
+		if pool.Problem == "" && pool.Provisioned > pool.Size {
+			found = append(found, Finding{
+				mild, subject, fmt.Sprintf("overcommitted: volumes of %s on %s of %s", Bytes(pool.Provisioned), Bytes(pool.Size), pool.Layer),
+				"orlop list, then orlop delete what is not needed, or give the pool more disk",
+			})
+		}
+	}
+	return found, nil
+}
+
+func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ error) {
+	views, err := d.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range views {
+		subject := "volume " + v.Name
+		switch {
+		case v.ReadOnly:
+			found = append(found, Finding{severe, subject, v.Problem, "docker ps --filter volume=" + v.Name})
+		case v.Problem != "":
+			found = append(found, Finding{severe, subject, v.Problem, "orlop inspect " + v.Name})
+		case v.State == string(metadata.Removing):
+			found = append(found, Finding{mild, subject, "its deletion is not finished; it is tried again each minute", "orlop delete " + v.Name})
+		}
+	}
+	return found, nil
+}
+
+func (d *Daemon) findUnknownDevices(ctx context.Context) (found []Finding, _ error) {
+	unknown, err := d.volumes.Unknowns(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range unknown {
+		name, was := u.Name, ", was volume "+u.Name
+		if name == "" {
+			name, was = "NAME", ""
+		}
+		problem := fmt.Sprintf("unknown device in pool %s (%s%s)", u.Pool, Bytes(u.Size), was)
+		command := fmt.Sprintf("orlop device adopt %s %s, or orlop device delete %s", u.ID, name, u.ID)
+		if u.Size == 0 {
+			problem = fmt.Sprintf("a device's record without its data in pool %s%s", u.Pool, was)
+			command = fmt.Sprintf("orlop device delete %s", u.ID)
+		}
+		found = append(found, Finding{mild, "device " + string(u.ID), problem, command})
+	}
+	return found, nil
+}
+
+// findForeignFiles looks for files in the pools' directories that are not Orlop's.
+func (d *Daemon) findForeignFiles(context.Context) (found []Finding, _ error) {
+	for _, pool := range d.pools {
+		if pool.Dir == "" {
+			continue
+		}
+		dir := filepath.Join(pool.Dir, "images")
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("look for foreign files: %w", err)
+		}
+		for _, entry := range entries {
+			name := strings.TrimSuffix(entry.Name(), ".tmp") // a record that is being replaced
+			id := strings.TrimSuffix(strings.TrimSuffix(name, ".img"), ".json")
+			if _, err := blockdev.ParseID(id); err != nil || id == name {
+				path := filepath.Join(dir, entry.Name())
+				found = append(found, Finding{mild, "file " + path, "not one of orlop's", "mv " + path + " /somewhere/else"})
+			}
+		}
+	}
+	return found, nil
+}
+
+// findStaleMounts looks for mounts below the data root that belong to no volume.
+func (d *Daemon) findStaleMounts(context.Context) (found []Finding, _ error) {
+	mounted, err := d.volumes.Mounted()
+	if err != nil {
+		return nil, err
+	}
+	err = d.store.View(func(tx *metadata.Tx) error {
+		return tx.Names(func(name string) error {
+			delete(mounted, d.volumes.Mountpoint(name))
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	for dir := range mounted {
+		found = append(found, Finding{mild, "mount " + dir, "belongs to no volume", "umount " + dir})
+	}
+	return found, nil
+}
+
+// findStrayLoops looks for loop devices on the pools' images that no volume uses.
+func (d *Daemon) findStrayLoops(ctx context.Context) (found []Finding, _ error) {
+	used := map[string]bool{}
+	views, err := d.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range views {
+		if v.Mounted || v.State != string(metadata.Ready) {
+			used[v.device] = true
+		}
+	}
+	paths, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, fmt.Errorf("look for loop devices: %w", err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		file, deleted := strings.CutSuffix(strings.TrimSpace(string(text)), " (deleted)")
+		ours := slices.ContainsFunc(d.pools, func(p Pool) bool { return p.Dir != "" && filepath.Dir(file) == filepath.Join(p.Dir, "images") })
+		if !ours || !deleted && used[strings.TrimSuffix(filepath.Base(file), ".img")] {
+			continue
+		}
+		device := "/dev/" + strings.Split(path, "/")[3]
+		problem := "attached to " + file + ", whose volume is not mounted here: another mount namespace or process holds it"
+		if deleted {
+			problem = "attached to a deleted image " + file
+		}
+		found = append(found, Finding{mild, "loop device " + device, problem, "grep -l \" " + device + " \" /proc/[0-9]*/mounts; losetup -d " + device})
+	}
+	return found, nil
+}
+
+// unitFiles are where the service manager may have the daemon's unit.
+var unitFiles = []string{"/etc/systemd/system/orlop.service", "/usr/lib/systemd/system/orlop.service", "/lib/systemd/system/orlop.service"}
+
+// findUnitTrouble checks that systemd, where it runs, starts the daemon before Docker: a Docker daemon that starts
+// without its plugin waits 15 s for each volume.
+func (d *Daemon) findUnitTrouble(context.Context) (found []Finding, _ error) {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return nil, nil //nolint:nilerr // another service manager, or none
+	}
+	for _, path := range unitFiles {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if !orderedBeforeDocker(string(text)) {
+			found = append(found, Finding{mild, "unit " + path, "does not start before docker.service", "make install, then systemctl daemon-reload"})
+		}
+		return found, nil
+	}
+	return found, nil
+}
+
+func orderedBeforeDocker(unit string) bool {
+	for line := range strings.Lines(unit) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "Before="); ok && slices.Contains(strings.Fields(value), "docker.service") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,64 @@
+package volume
+
+import (
+	"context"
+
+	"orlop/fs"
+	"orlop/internal/run"
+	"orlop/metadata"
+)
+
+// host is every effect that a Manager has on the system besides its pools and records, so that the crash tests can
+// cut it short before and after each. kernel is the real one; the methods are those of package fs.
+type host interface {
+	Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error
+	FinishRoot(dir string, uid, gid int, mode uint32) error
+	RemoveLostFound(dir string) error
+	Mount(kind fs.Type, device, dir string, options []string) error
+	Unmount(dir string) error
+	Bind(from, dir string) error
+	Grow(kind fs.Type, dir string, size int64) error
+	GrowOffline(ctx context.Context, kind fs.Type, device string) error
+	Repair(ctx context.Context, kind fs.Type, device string) (bool, error)
+	MakeMountpoint(dir string) error
+	RemoveMountpoint(dir string) error
+}
+
+// records is what a Manager needs of a metadata.Store.
+type records interface {
+	RootID() string
+	View(fn func(*metadata.Tx) error) error
+	Update(ctx context.Context, fn func(*metadata.Tx) error) error
+}
+
+type kernel struct {
+	runner run.Runner
+}
+
+func (k kernel) Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error {
+	return kind.Make(ctx, k.runner, device, uid, gid)
+}
+
+func (k kernel) Mount(kind fs.Type, device, dir string, options []string) error {
+	return kind.Mount(device, dir, options)
+}
+
+func (k kernel) Grow(kind fs.Type, dir string, size int64) error { return kind.Grow(dir, size) }
+
+func (k kernel) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
+	return kind.GrowOffline(ctx, k.runner, device)
+}
+
+func (k kernel) Repair(ctx context.Context, kind fs.Type, device string) (bool, error) {
+	return kind.Repair(ctx, k.runner, device)
+}
+
+func (kernel) FinishRoot(dir string, uid, gid int, mode uint32) error {
+	return fs.FinishRoot(dir, uid, gid, mode)
+}
+
+func (kernel) RemoveLostFound(dir string) error  { return fs.RemoveLostFound(dir) }
+func (kernel) Unmount(dir string) error          { return fs.Unmount(dir) }
+func (kernel) Bind(from, dir string) error       { return fs.Bind(from, dir) }
+func (kernel) MakeMountpoint(dir string) error   { return fs.MakeMountpoint(dir) }
+func (kernel) RemoveMountpoint(dir string) error { return fs.RemoveMountpoint(dir) }
