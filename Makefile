@@ -80,12 +80,14 @@ uninstall: need-root ## remove what install put there; keeps the volumes unless 
 	fi
 	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* || true   # mount points are immutable while nothing is mounted there
 	rm -rf --one-file-system $(ROOT)
-	rm -f /etc/default/orlop
+	rm -f /etc/default/orlop /var/lib/.orlop.orlop-root /var/.lib.orlop-root /.var.orlop-root
 	echo "removed, volumes and all"
 
 .PHONY: quickstart
-quickstart: build ## try it: a daemon, a volume and a container, and away again (root)
-	@tools/quickstart.sh
+quickstart: need-root need-go ## try it: a daemon, a volume and a container, and away again (root)
+	@tools/deps.sh quickstart
+	$(MAKE) --no-print-directory build
+	tools/quickstart.sh
 
 .PHONY: test
 test: need-root need-go ## run every test, then every fuzz target for 10 s (root, about 20 minutes)

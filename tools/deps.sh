@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages of the commands that are missing: tools/deps.sh GROUP...
-# Groups: build, run (what the daemon calls), lint, test, bench. Nothing is removed, nothing is upgraded that
+# Groups: build, run (what the daemon calls), quickstart, lint, test, bench. Nothing is removed, nothing is upgraded that
 # apt does not have to, and no service is started.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -28,19 +28,22 @@ group() {
 		need e2fsprogs mkfs.ext4 e2fsck
 		need xfsprogs mkfs.xfs
 		;;
+	quickstart)
+		group run
+		need docker.io dockerd docker
+		static busybox || missing+=(busybox-static)
+		;;
 	lint) need shellcheck shellcheck ;;
 	test)
-		group run
+		group quickstart
 		need btrfs-progs mkfs.btrfs
-		need docker.io dockerd docker
 		need gcc gcc # for the race detector, as is the next
 		need libc6-dev /usr/include/stdlib.h
 		need jq jq
-		static busybox || missing+=(busybox-static)
 		;;
 	bench) need fio fio ;;
 	*)
-		echo "usage: $0 build|run|lint|test|bench..." >&2
+		echo "usage: $0 build|run|quickstart|lint|test|bench..." >&2
 		exit 2
 		;;
 	esac

@@ -15,7 +15,7 @@ orlop=$top/bin/orlop
 scratch=$(mktemp -d /tmp/orlop-quickstart-XXXXXX)
 name=orlop-quickstart-$$
 export ORLOP_SOCKET=$scratch/control.sock
-daemon_pid='' docker_pid='' containerd_pid=''
+daemon_pid='' docker_pid=''
 docker=(docker)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -69,7 +69,6 @@ clean() {
 	run docker volume rm -f "$name" > /dev/null 2>&1
 	run docker image rm "$name:latest" > /dev/null 2>&1
 	stop "$docker_pid"
-	stop "$containerd_pid"
 	if [[ -n $daemon_pid ]]; then
 		"$orlop" shutdown --detach 2> /dev/null
 		stop "$daemon_pid"
@@ -96,7 +95,6 @@ if ! docker version > /dev/null 2>&1; then
 		--bridge none --iptables=false --ip6tables=false > "$scratch/docker.log" 2>&1 &
 	docker_pid=$!
 	await 60 "dockerd" run docker version
-	containerd_pid=$(pgrep -P "$docker_pid" containerd || true)
 fi
 
 say "1. Start the Orlop daemon on a scratch root, with its built-in loop pool"
