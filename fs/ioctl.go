@@ -18,6 +18,7 @@ import (
 // fs/xfs/libxfs/xfs_fs.h.
 const (
 	fitrim        = 0xc0185879
+	fifreeze      = 0xc0045877
 	fithaw        = 0xc0045878
 	ext4ResizeFS  = 0x40086610
 	xfsGeometryV1 = 0x80705864
@@ -49,6 +50,42 @@ func Trim(dir string) (int64, error) {
 		return 0, fmt.Errorf("trim %s: %w", dir, err)
 	}
 	return int64(arg.length), nil
+}
+
+// Freeze writes out what the filesystem mounted at dir has in memory and stalls everyone who writes to it until
+// Thaw. It fails with fault.ErrInUse if it is frozen already: that is somebody else's freeze.
+func Freeze(dir string) error {
+	var arg uint32
+	err := ioctl(dir, fifreeze, unsafe.Pointer(&arg))
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return fault.Errorf(fault.ErrInUse, "freeze %s: it is frozen already", dir)
+	case err != nil:
+		return fmt.Errorf("freeze %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Sync writes out what the filesystem mounted at dir has in memory.
+func Sync(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// Space returns how many bytes the filesystem that holds dir has, and how many are left, as df(1) counts: what is
+// kept for root is neither used nor free.
+func Space(dir string) (size, free int64, err error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return 0, 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return int64(stat.Blocks-stat.Bfree+stat.Bavail) * stat.Frsize, int64(stat.Bavail) * stat.Frsize, nil
 }
 
 // Thaw ends a freeze of the filesystem mounted at dir; one that is not frozen is no error.

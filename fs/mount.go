@@ -45,7 +45,6 @@ var mountOptions = map[string]mountOption{
 	"discard":     {data: true},
 	"nodiscard":   {data: true},
 	"acl":         {data: true, types: []string{"ext4"}},
-	"noacl":       {data: true, types: []string{"ext4"}},
 	"user_xattr":  {data: true, types: []string{"ext4"}},
 	"data=ordered": {
 		data: true, types: []string{"ext4"},
@@ -141,6 +140,7 @@ type Entry struct {
 	Device     uint64 // as st_dev of the filesystem
 	Type       string
 	ReadOnly   bool // the filesystem itself, whether by an option or after an error
+	Discard    bool // it tells its device at once what it frees
 }
 
 // Table returns what is mounted at or below dir in this mount namespace, in mount order.
@@ -155,10 +155,18 @@ func Table(dir string) ([]Entry, error) {
 			Mountpoint: info.Mountpoint,
 			Device:     unix.Mkdev(uint32(info.Major), uint32(info.Minor)),
 			Type:       info.FSType,
-			ReadOnly:   slices.Contains(strings.Split(info.VFSOptions, ","), "ro"),
+			ReadOnly:   readOnly(info.VFSOptions),
+			Discard:    slices.Contains(strings.Split(info.VFSOptions, ","), "discard"),
 		})
 	}
 	return entries, nil
+}
+
+// readOnly reads the options of a filesystem, as opposed to those of a mount: since Linux 6.15 ext4 shows ro where
+// that was asked for, and emergency_ro where an error made it so.
+func readOnly(options string) bool {
+	words := strings.Split(options, ",")
+	return slices.Contains(words, "ro") || slices.Contains(words, "emergency_ro")
 }
 
 // IsMountpoint tells whether something is mounted on dir itself; a dir that does not exist is none.
@@ -187,10 +195,17 @@ func (p Process) String() string {
 	return fmt.Sprintf("pid %d (%s, cgroup %s)", p.PID, p.Name, p.Cgroup)
 }
 
-// MountedElsewhere lists one process for each other mount namespace in which device, an st_dev, is mounted. It
-// reads the mount table of every namespace once. Processes that end meanwhile are passed over.
+// MountedElsewhere lists one process for each other mount namespace in which device, an st_dev, is mounted by itself.
+// A mount that only follows one of this namespace, at the same path, does not count: it goes when that goes. The
+// services of a systemd host have such mounts in their private namespaces. It reads the mount table of every
+// namespace once. Processes that end meanwhile are passed over.
 func MountedElsewhere(device uint64) ([]Process, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("look into mount namespaces: %w", err)
+	}
+	wanted := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	here, err := mountsAt("/proc/self/mountinfo", wanted)
 	if err != nil {
 		return nil, fmt.Errorf("look into mount namespaces: %w", err)
 	}
@@ -198,7 +213,6 @@ func MountedElsewhere(device uint64) ([]Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look into mount namespaces: %w", err)
 	}
-	wanted := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
 	seen := map[string]bool{own: true}
 	var found []Process
 	for _, entry := range proc {
@@ -211,9 +225,11 @@ func MountedElsewhere(device uint64) ([]Process, error) {
 			if err != nil || seen[namespace] {
 				continue
 			}
-			if shows, err := tableShows(task+"/mountinfo", wanted); err != nil {
+			there, err := mountsAt(task+"/mountinfo", wanted)
+			if err != nil {
 				continue // it ended, and another of its namespace may tell
-			} else if shows {
+			}
+			if slices.ContainsFunc(there, func(m mountLine) bool { return !m.follows(here) }) {
 				found = append(found, describe(pid))
 			}
 			seen[namespace] = true
@@ -236,27 +252,53 @@ func tasks(pid int) []string {
 	return paths
 }
 
-func tableShows(path, device string) (bool, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	return mountinfoShows(f, device)
+// A mountLine is what a line of proc_pid_mountinfo(5) tells of a mount's place and propagation.
+type mountLine struct {
+	mountpoint string // escaped as the kernel shows it
+	shared     string // peer group, or empty
+	master     string // peer group from which unmounts come, or empty
 }
 
-// mountinfoShows tells whether a mount table in the format of proc_pid_mountinfo(5) has a mount of the device
-// "major:minor", the third field.
-func mountinfoShows(r io.Reader, device string) (bool, error) {
+// follows tells whether m is unmounted together with one of the mounts in here.
+func (m mountLine) follows(here []mountLine) bool {
+	return slices.ContainsFunc(here, func(h mountLine) bool {
+		return h.shared != "" && h.mountpoint == m.mountpoint && (m.master == h.shared || m.shared == h.shared)
+	})
+}
+
+func mountsAt(path, device string) ([]mountLine, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mountsOf(f, device)
+}
+
+// mountsOf returns the mounts of the device "major:minor" in a mount table in the format of proc_pid_mountinfo(5).
+func mountsOf(r io.Reader, device string) (mounts []mountLine, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) > 2 && fields[2] == device {
-			return true, nil
+		if len(fields) < 6 || fields[2] != device {
+			continue
 		}
+		m := mountLine{mountpoint: fields[4]}
+		for _, optional := range fields[6:] {
+			if optional == "-" {
+				break
+			}
+			if group, ok := strings.CutPrefix(optional, "shared:"); ok {
+				m.shared = group
+			}
+			if group, ok := strings.CutPrefix(optional, "master:"); ok {
+				m.master = group
+			}
+		}
+		mounts = append(mounts, m)
 	}
-	return false, lines.Err()
+	return mounts, lines.Err()
 }
 
 func describe(pid int) Process {
