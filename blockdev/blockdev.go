@@ -46,14 +46,23 @@ type Info struct {
 	Size   int64  // bytes; may exceed what was asked for, to the pool's granularity; 0 if the data is missing
 	Used   int64  // bytes that the pool has allocated for it
 	Path   string // the device node while active, else empty
-	Record Record // as last given to Create or Describe; nil if there is none
+	Record Record // as last given to Create, Clone or Describe; nil if there is none; from List only
 }
 
 // Space tells how full a pool is, for its tightest layer.
 type Space struct {
-	Layer string // what is tightest, in words: "pool filesystem", "host filesystem /var/lib/orlop"
-	Size  int64  // bytes in that layer
-	Free  int64  // bytes left in it
+	Layer  string // what is tightest, in words: "pool filesystem", "host filesystem /var/lib/orlop"
+	Size   int64  // bytes in that layer that devices can have
+	Free   int64  // bytes left in it
+	Remedy string // what makes room in it, for people
+}
+
+// Used is the share of the layer that is in use, from 0 to 1.
+func (s Space) Used() float64 {
+	if s.Size <= 0 {
+		return 1
+	}
+	return 1 - float64(s.Free)/float64(s.Size)
 }
 
 // Traits are what callers must know of a kind of pool.
@@ -85,7 +94,7 @@ type Pool interface {
 	Activate(ctx context.Context, id ID, mode Mode) (path string, err error)
 	Deactivate(ctx context.Context, id ID) error   // fault.ErrInUse if anyone holds it
 	Remove(ctx context.Context, id ID) error       // fault.ErrInUse if active
-	Stat(ctx context.Context, id ID) (Info, error) // size, used, path, record
+	Stat(ctx context.Context, id ID) (Info, error) // size, used, path
 	List(ctx context.Context) ([]Info, error)      // every device, unknown ones included
 	Space(ctx context.Context) (Space, error)      // every layer below, the tightest one named
 	Traits() Traits

@@ -254,10 +254,6 @@ func (p *Pool) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) {
 		info.Path = device.Name()
 	}
 	p.mu.Unlock()
-	record, err := os.ReadFile(p.record(id))
-	if err == nil && json.Valid(record) {
-		info.Record = record
-	}
 	return info, nil
 }
 
@@ -279,11 +275,11 @@ func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 		info, err := p.Stat(ctx, id)
 		if fault.Is(err, fault.ErrNotFound) {
 			info = blockdev.Info{ID: id}
-			if record, err := os.ReadFile(p.record(id)); err == nil && json.Valid(record) {
-				info.Record = record
-			}
 		} else if err != nil {
 			return nil, err
+		}
+		if record, err := os.ReadFile(p.record(id)); err == nil && json.Valid(record) {
+			info.Record = record
 		}
 		infos = append(infos, info)
 	}
@@ -292,26 +288,43 @@ func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 
 // Space looks at the pool's filesystem and, for a built-in pool, at the host's below it.
 func (p *Pool) Space(context.Context) (blockdev.Space, error) {
-	space, err := statSpace(p.dir, "pool filesystem "+p.dir)
+	pool, err := statSpace(p.dir)
+	pool.Layer, pool.Remedy = "pool filesystem "+p.dir, "delete volumes, or free space there or enlarge it"
+	if p.file != nil {
+		pool.Remedy = "delete volumes, or restart the daemon with a larger --pool-size"
+	}
 	if err != nil || p.file == nil || p.file.preallocated {
-		return space, err
+		return pool, err
 	}
-	host, err := statSpace(filepath.Dir(p.file.path), "host filesystem "+filepath.Dir(p.file.path))
-	if err != nil {
-		return blockdev.Space{}, err
+	root := filepath.Dir(p.file.path)
+	host, err := statSpace(root)
+	host.Layer, host.Remedy = "host filesystem "+root, "free space there or enlarge it, or delete volumes"
+	if err != nil || host.Used() > pool.Used() {
+		return host, err
 	}
-	if float64(host.Free)*float64(space.Size) < float64(space.Free)*float64(host.Size) {
-		return host, nil
-	}
-	return space, nil
+	return pool, nil
 }
 
-func statSpace(dir, layer string) (blockdev.Space, error) {
-	var stat unix.Statfs_t
-	if err := unix.Statfs(dir, &stat); err != nil {
-		return blockdev.Space{}, fmt.Errorf("free space of %s: %w", dir, err)
+// DrawsOn tells whether the pool's images take their space, when they are written, from the filesystem of dir.
+func (p *Pool) DrawsOn(dir string) (bool, error) {
+	below := p.dir
+	if p.file != nil {
+		below = p.file.path
 	}
-	return blockdev.Space{Layer: layer, Size: int64(stat.Blocks) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize}, nil
+	its, err := fileAt(below)
+	if err != nil {
+		return false, fmt.Errorf("pool %s: %w", p.dir, err)
+	}
+	there, err := fileAt(dir)
+	if err != nil {
+		return false, fmt.Errorf("pool %s: %w", p.dir, err)
+	}
+	return its.device == there.device && (p.file == nil || !p.file.preallocated), nil
+}
+
+func statSpace(dir string) (space blockdev.Space, err error) {
+	space.Size, space.Free, err = fs.Space(dir)
+	return space, err
 }
 
 func notFound(id blockdev.ID, err error) error {
@@ -382,16 +395,16 @@ func CanReflink(dir string) (bool, error) {
 	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd())) == nil, nil
 }
 
-// mountedDevice returns the st_dev of the filesystem mounted at dir itself, if one is.
-func mountedDevice(dir string) (device uint64, mounted bool, err error) {
+// mountedAt returns what is mounted at dir itself, or nil.
+func mountedAt(dir string) (mounted *fs.Entry, err error) {
 	table, err := fs.Table(dir)
 	if err != nil {
-		return 0, false, err
+		return nil, err
 	}
-	for _, entry := range table {
-		if entry.Mountpoint == dir {
-			device, mounted = entry.Device, true
+	for i := range table {
+		if table[i].Mountpoint == dir {
+			mounted = &table[i]
 		}
 	}
-	return device, mounted, nil
+	return mounted, nil
 }

@@ -171,7 +171,7 @@ func makeFile(ctx context.Context, c Config, path string) (err error) {
 	defer u.Unwind(ctx, &err)
 	size := c.Size
 	if size == 0 {
-		space, err := statSpace(c.Root, "")
+		space, err := statSpace(c.Root)
 		if err != nil {
 			return err
 		}
@@ -266,18 +266,20 @@ func (b *backing) mount(wanted file, u *undo.Stack) error {
 	if err := unix.Fstat(int(b.device.Fd()), &stat); err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}
-	mounted, is, err := mountedDevice(b.dir)
+	mounted, err := mountedAt(b.dir)
 	switch {
 	case err != nil:
 		return err
-	case is && mounted == stat.Rdev:
+	case mounted != nil && mounted.Device == stat.Rdev:
+		b.preallocated = b.preallocated && !mounted.Discard // discards would give the space back
 		return nil
-	case is:
+	case mounted != nil:
 		return fault.Errorf(fault.ErrInUse, "open pool: something else than %s is mounted at %s", b.path, b.dir)
 	}
 	if err := fs.MakeMountpoint(b.dir); err != nil {
 		return err
 	}
+	u.Push("remove mount point", func(context.Context) error { return fs.RemoveMountpoint(b.dir) })
 	if err := fs.MountPool(b.device.Name(), b.dir, !b.preallocated); err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}
