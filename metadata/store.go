@@ -6,6 +6,7 @@
 package metadata
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -53,8 +55,12 @@ var (
 // A Store is an open metadata file. It is safe for concurrent use. While it is open no other process can open
 // the file: that is what keeps a root to one daemon.
 type Store struct {
-	db     *bolt.DB
-	rootID string
+	db        *bolt.DB
+	rootID    string
+	copyError error
+
+	writing  sync.Mutex // held by the one that writes
+	reserved int64      // bytes of the file that are known to be allocated
 }
 
 // lockWait is how long Open waits for another process to let go of the file: a daemon that is just stopping.
@@ -84,11 +90,13 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.copyTo(filepath.Join(dir, CopyName)); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
+	s.copyError = s.copyTo(filepath.Join(dir, CopyName))
 	return s, nil
 }
+
+// CopyError is why Open could not copy the metadata, on a full disk say, or nil. The copy of an earlier start is
+// kept then.
+func (s *Store) CopyError() error { return s.copyError }
 
 // Rebuild is Open for metadata that is damaged or gone: the damaged file is kept under the name returned, and the
 // new one begins as the copy of the last start, or empty if that is no good either. Holders in it are suspect.
@@ -170,9 +178,16 @@ func open(path string) (store *Store, err error) {
 			store, err = nil, damaged(path, fmt.Errorf("%v", p))
 		}
 	}()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: lockWait, NoFreelistSync: true, FreelistType: bolt.FreelistMapType,
-	})
+	// Opened to be read, bbolt takes the lock and looks at the meta pages only, and writes nothing.
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true})
+	if err == nil {
+		err = errors.Join(checkShape(path, db.Info().PageSize), db.Close())
+	}
+	if err == nil {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout: lockWait, NoFreelistSync: true, FreelistType: bolt.FreelistMapType,
+		})
+	}
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fault.Errorf(fault.ErrInUse, "open %s: another orlop daemon uses this root", path)
 	}
@@ -183,6 +198,7 @@ func open(path string) (store *Store, err error) {
 	if err := s.verify(path); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
+	s.reserve()
 	return s, nil
 }
 
@@ -220,8 +236,12 @@ func (s *Store) initialise() error {
 // verify checks every page, and that this program may read and write the file.
 func (s *Store) verify(path string) error {
 	return s.db.View(func(tx *bolt.Tx) error {
-		for err := range tx.Check() {
-			return damaged(path, err)
+		var found error
+		for err := range tx.Check() { // to its end, or its goroutine would wait for ever
+			found = cmp.Or(found, err)
+		}
+		if found != nil {
+			return damaged(path, found)
 		}
 		meta := tx.Bucket(bucketMeta)
 		if meta == nil || len(meta.Get(keyMinReader)) != 8 {
@@ -255,6 +275,7 @@ func (s *Store) copyTo(path string) error {
 		err = syncPath(filepath.Dir(path))
 	}
 	if err != nil {
+		_ = os.Remove(temp) // a part of a copy helps nobody, and takes space
 		return fmt.Errorf("copy metadata to %s: %w", path, err)
 	}
 	return nil
@@ -276,10 +297,13 @@ func (s *Store) View(fn func(*Tx) error) error {
 }
 
 // Update runs fn in a write transaction, durable when Update returns nil and without effect otherwise. It does
-// not start after ctx is done.
+// not start after ctx is done. A full disk does not stop it, up to some hundred changes.
 func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("update metadata: %w", err)
 	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.reserve()
 	return s.db.Update(func(tx *bolt.Tx) error { return fn(&Tx{tx}) })
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -141,20 +142,21 @@ func (s *suite) deactivate(id blockdev.ID) {
 	s.ok(s.pool().Deactivate(s.Context(), id))
 }
 
+// stat is what Stat tells of the device, and the record that List has, which must agree otherwise.
 func (s *suite) stat(id blockdev.ID) blockdev.Info {
 	s.Helper()
 	info, err := s.pool().Stat(s.Context(), id)
 	s.ok(err)
-	if info.ID != id {
-		s.Fatalf("stat of %s tells of %s", id, info.ID)
-	}
-	listed, err := s.pool().List(s.Context())
+	infos, err := s.pool().List(s.Context())
 	s.ok(err)
-	for _, other := range listed {
-		if other.ID == id {
-			info.Record = other.Record
-		}
+	i := slices.IndexFunc(infos, func(listed blockdev.Info) bool { return listed.ID == id })
+	if i < 0 {
+		s.Fatalf("list has no %s, stat tells %+v", id, info)
 	}
+	if listed := infos[i]; info.ID != id || info.Size != listed.Size || info.Path != listed.Path {
+		s.Fatalf("list has %+v, stat of %s tells %+v", listed, id, info)
+	}
+	info.Record = infos[i].Record
 	return info
 }
 

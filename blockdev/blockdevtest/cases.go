@@ -420,7 +420,7 @@ func listShowsEveryDevice(s *suite) {
 func spaceAndTraitsAreTold(s *suite) {
 	space, err := s.pool().Space(s.Context())
 	s.ok(err)
-	if space.Layer == "" || space.Size <= 0 || space.Free < 0 || space.Free > space.Size {
+	if space.Layer == "" || space.Remedy == "" || space.Used() < 0 || space.Used() > 1 || space.Size <= 0 || space.Free < 0 || space.Free > space.Size {
 		s.Errorf("space is %+v", space)
 	}
 	if traits := s.pool().Traits(); traits.Kind == "" {

@@ -320,7 +320,7 @@ func (m *Memory) Remove(_ context.Context, id blockdev.ID) error {
 	return nil
 }
 
-// Stat describes a device.
+// Stat describes a device, but for its record.
 func (m *Memory) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -328,7 +328,9 @@ func (m *Memory) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) 
 	if err != nil {
 		return blockdev.Info{}, err
 	}
-	return device.info(id)
+	info, err := device.info(id)
+	info.Record = nil // from List only
+	return info, err
 }
 
 func (d *memoryDevice) info(id blockdev.ID) (blockdev.Info, error) {
@@ -359,7 +361,7 @@ func (m *Memory) List(context.Context) ([]blockdev.Info, error) {
 func (m *Memory) Space(context.Context) (blockdev.Space, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	space := blockdev.Space{Layer: "memory", Size: memorySize, Free: memorySize}
+	space := blockdev.Space{Layer: "memory", Size: memorySize, Free: memorySize, Remedy: "delete volumes"}
 	if m.full {
 		space.Free = 0
 	}

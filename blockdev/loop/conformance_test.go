@@ -3,6 +3,7 @@
 package loop_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -73,10 +74,10 @@ func fill(t *testing.T, dir string) {
 	defer f.Close()
 	offset := int64(0)
 	for step := 64 * mib; step >= 4096; {
-		switch err := unix.Fallocate(int(f.Fd()), 0, offset, step); err {
-		case nil:
+		switch err := unix.Fallocate(int(f.Fd()), 0, offset, step); {
+		case err == nil:
 			offset += step
-		case unix.ENOSPC:
+		case errors.Is(err, unix.ENOSPC):
 			step /= 2
 		default:
 			t.Fatalf("fill %s: %v", dir, err)

@@ -10,7 +10,7 @@ import (
 func (p *Pool) Image(id blockdev.ID) string { return p.image(id) }
 
 // Lose closes what the pool holds open of an active device, as if the kernel had freed it, and makes the pool
-// believe that it holds the device node at path instead.
+// believe that it holds the device node whose path retake returns.
 func (p *Pool) Lose(id blockdev.ID, retake func() (path string)) error {
 	p.hold(id, nil)
 	f, err := os.OpenFile(retake(), os.O_RDWR, 0)

@@ -29,6 +29,7 @@ const (
 	blockSize = 4096 // of the loop devices: fits disks with sectors of 512 and 4096 bytes
 	imageExt  = ".img"
 	recordExt = ".json"
+	tempExt   = ".tmp" // of a file until it is whole
 )
 
 // BlockSize is the logical block size in bytes of every device of this package's pools.
@@ -224,7 +225,7 @@ func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
 	if device != "" {
 		return fault.Errorf(fault.ErrInUse, "remove device %s: active as %s", id, device)
 	}
-	if err := errors.Join(removeFile(p.image(id)), removeFile(p.record(id))); err != nil {
+	if err := errors.Join(removeFile(p.image(id)), removeFile(p.record(id)), removeFile(p.record(id)+tempExt)); err != nil {
 		return fmt.Errorf("remove device %s: %w", id, err)
 	}
 	return syncDir(p.images)
@@ -362,7 +363,7 @@ func syncDir(path string) error {
 
 // writeFile replaces path: temporary file, fsync, rename, fsync of the directory.
 func writeFile(path string, content []byte) (err error) {
-	temp := path + ".tmp"
+	temp := path + tempExt
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err

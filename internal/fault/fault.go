@@ -28,6 +28,9 @@ const (
 // Error returns the kind's name.
 func (k Kind) Error() string { return string(k) }
 
+// Header is the field in an HTTP answer that carries the kind of the error it tells of.
+const Header = "Orlop-Error-Kind"
+
 type fault struct {
 	kind Kind
 	err  error
