@@ -48,15 +48,15 @@ type Type struct {
 
 // types are the filesystems in the order in which messages list them.
 //
-// ext4: 4 KiB blocks whatever the size, so that images stay alike; tables written lazily and no discard, for a
-// sparse image reads as zeroes anyway. 8 MiB is the smallest with a journal. xfs: sectors of 4 KiB, or it
+// ext4: 4 KiB blocks whatever the size, so that images stay alike; tables not written, neither now nor by the kernel
+// behind a mount, and no discard, for a sparse image reads as zeroes anyway. 8 MiB is the smallest with a journal. xfs: sectors of 4 KiB, or it
 // would not mount on a disk with 4 KiB sectors after a restore; mkfs.xfs refuses less than 300 MiB. nouuid, since
 // a clone has its origin's UUID.
 var types = []Type{
 	{
 		Name: "ext4", MinSize: 8 * mib, MaxSize: 16 * tib,
 		mkfs: []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"},
-		data: "errors=remount-ro",
+		data: "errors=remount-ro,noinit_itable",
 		size: ext4Size, failed: ext4Failed, grow: ext4Grow, growNeedsResource: true,
 		check: []string{"e2fsck", "-p"},
 	},
@@ -190,16 +190,21 @@ func (t Type) Size(device string) (int64, error) {
 	return size, nil
 }
 
-// Repair checks the filesystem on device if its superblock records an error, and repairs what can be repaired
-// without a decision. The caller must know that nobody has the device mounted. It reports whether anything was
-// done, and fails with fault.ErrCorrupt, and the command to run, where a person must decide.
-func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done bool, err error) {
+// Failed tells whether the superblock of the filesystem on device records an error: then Repair has something to do.
+func (t Type) Failed(device string) (bool, error) {
 	block, err := superblock(device)
 	if err != nil {
 		return false, err
 	}
-	if t.check == nil || !t.failed(block) {
-		return false, nil
+	return t.check != nil && t.failed(block), nil
+}
+
+// Repair checks the filesystem on device if its superblock records an error, and repairs what can be repaired
+// without a decision. The caller must know that nobody has the device mounted. It reports whether anything was
+// done, and fails with fault.ErrCorrupt, and the command to run, where a person must decide.
+func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done bool, err error) {
+	if failed, err := t.Failed(device); err != nil || !failed {
+		return false, err
 	}
 	_, err = r.Run(ctx, append(slices.Clone(t.check), device)...)
 	var exit *run.ExitError

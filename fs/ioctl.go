@@ -66,18 +66,6 @@ func Freeze(dir string) error {
 	return nil
 }
 
-// Sync writes out what the filesystem mounted at dir has in memory.
-func Sync(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
-}
-
 // Space returns how many bytes the filesystem that holds dir has, and how many are left, as df(1) counts: what is
 // kept for root is neither used nor free.
 func Space(dir string) (size, free int64, err error) {
@@ -201,7 +189,11 @@ func MakeMountpoint(dir string) error {
 	if mounted, err := IsMountpoint(dir); mounted || err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0); err != nil && !errors.Is(err, os.ErrExist) {
+	err := os.Mkdir(dir, 0)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return fault.Errorf(fault.ErrNoSpace, "make mount point: %w", err)
+	case err != nil && !errors.Is(err, os.ErrExist):
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	info, err := os.Lstat(dir)

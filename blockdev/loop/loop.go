@@ -289,6 +289,8 @@ func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 
 // Space looks at the pool's filesystem and, for a built-in pool, at the host's below it.
 func (p *Pool) Space(context.Context) (blockdev.Space, error) {
+	p.mu.Lock() // not while Detach unmounts: even a glance keeps the filesystem in use
+	defer p.mu.Unlock()
 	pool, err := statSpace(p.dir)
 	pool.Layer, pool.Remedy = "pool filesystem "+p.dir, "delete volumes, or free space there or enlarge it"
 	if p.file != nil {

@@ -307,9 +307,8 @@ func (b *backing) grow() error {
 // fault.ErrInUse while a device is active. The pool cannot be used afterwards.
 func (p *Pool) Detach(ctx context.Context) error {
 	p.mu.Lock()
-	active := len(p.active)
-	p.mu.Unlock()
-	if active > 0 {
+	defer p.mu.Unlock()
+	if active := len(p.active); active > 0 {
 		return fault.Errorf(fault.ErrInUse, "detach pool %s: %d devices are active", p.dir, active)
 	}
 	if p.file == nil {

@@ -8,7 +8,8 @@ import (
 )
 
 // arrange brings flags before arguments, as urfave/cli wants them: global flags first, then the command, its flags,
-// and behind "--" its arguments. Users may write them in any order; "--" ends flags for them too.
+// and behind "--" its arguments. Users may write them in any order; "--" ends flags for them too. A flag at the end
+// that lacks its value stays at the end, so that nothing else is taken for the value.
 func arrange(app *urfave.App, args []string) []string {
 	var global, path, flags, rest []string
 	commands, local := app.Commands, []urfave.Flag(nil)
@@ -29,8 +30,13 @@ func arrange(app *urfave.App, args []string) []string {
 				}
 			}
 			*into = append(*into, arg)
-			if takesValue(flag) && !hasValue && i+1 < len(args) {
-				i++
+			if takesValue(flag) && !hasValue {
+				if i++; i == len(args) {
+					if into == &global {
+						path, flags = nil, nil
+					}
+					return slices.Concat(args[:1], global, path, flags)
+				}
 				*into = append(*into, args[i])
 			}
 			continue

@@ -43,23 +43,47 @@ func (c *cli) completionCommand(app *urfave.App) *urfave.Command {
 // bashCompletion completes commands, flags, and volume names after the commands that take them.
 func bashCompletion(app *urfave.App) string {
 	var b strings.Builder
-	var names []string
+	names := commandWords(app.Commands)
+	b.WriteString("_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command= words\n")
+	b.WriteString("  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n    case $command in\n")
+	fmt.Fprintf(&b, "      '') case ' %s ' in *\" $word \"*) command=$word;; esac;;\n", names)
 	for _, command := range app.Commands {
-		names = append(names, command.Names()...)
-	}
-	fmt.Fprintf(&b, "_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command=\n")
-	fmt.Fprintf(&b, "  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n    case \" %s \" in *\" $word \"*) command=$word; break;; esac\n  done\n", strings.Join(names, " "))
-	fmt.Fprintf(&b, "  local words\n  case \"$command\" in\n    '') words='%s %s';;\n", strings.Join(names, " "), flagWords(app.Flags))
-	for _, command := range app.Commands {
-		words := flagWords(command.Flags)
-		volumes := ""
-		if strings.Contains(command.ArgsUsage, "NAME") && command.Name != "create" {
-			volumes = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
+		if len(command.Subcommands) > 0 {
+			fmt.Fprintf(&b, "      %s) case ' %s ' in *\" $word \"*) command+=\" $word\";; esac;;\n",
+				strings.Join(command.Names(), "|"), commandWords(command.Subcommands))
 		}
-		fmt.Fprintf(&b, "    %s) words='%s'%s;;\n", strings.Join(command.Names(), "|"), words, volumes)
+	}
+	fmt.Fprintf(&b, "    esac\n  done\n  case $command in\n    '') words='%s %s';;\n", names, flagWords(app.Flags))
+	for _, command := range app.Commands {
+		bashCase(&b, command, "")
+		for _, sub := range command.Subcommands {
+			bashCase(&b, sub, command.Name+"' '")
+		}
 	}
 	b.WriteString("  esac\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -F _orlop orlop\n")
 	return b.String()
+}
+
+// bashCase writes which words may follow a command, whose names in the shell's pattern begin with prefix.
+func bashCase(b *strings.Builder, command *urfave.Command, prefix string) {
+	words := []string{commandWords(command.Subcommands), flagWords(command.Flags)}
+	if strings.Contains(command.ArgsUsage, "|") {
+		words = append(words, strings.ReplaceAll(command.ArgsUsage, "|", " "))
+	}
+	volumes := ""
+	if strings.Contains(command.ArgsUsage, "NAME") && command.Name != "create" && command.Name != "adopt" {
+		volumes = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
+	}
+	pattern := prefix + strings.Join(command.Names(), "|"+prefix)
+	fmt.Fprintf(b, "    %s) words='%s'%s;;\n", pattern, strings.TrimSpace(strings.Join(words, " ")), volumes)
+}
+
+func commandWords(commands []*urfave.Command) string {
+	var words []string
+	for _, command := range commands {
+		words = append(words, command.Names()...)
+	}
+	return strings.Join(words, " ")
 }
 
 func flagWords(flags []urfave.Flag) string {

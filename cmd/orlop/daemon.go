@@ -21,6 +21,7 @@ import (
 	product "orlop/internal/daemon"
 	"orlop/internal/docker"
 	"orlop/internal/fault"
+	"orlop/internal/metrics"
 	"orlop/internal/volume"
 	"orlop/metadata"
 )
@@ -33,10 +34,10 @@ const (
 
 // settings are the daemon's flags. Those given on a start always win: nothing of them is stored.
 type settings struct {
-	root, defaultFS, pluginName, pluginSocket, controlSocket, logFormat string
-	pools                                                               []poolSpec
-	poolSize, defaultSize                                               int64
-	preallocate, rebuild, verbose                                       bool
+	root, defaultFS, pluginName, pluginSocket, controlSocket, metrics, logFormat string
+	pools                                                                        []poolSpec
+	poolSize, defaultSize                                                        int64
+	preallocate, rebuild, verbose                                                bool
 }
 
 func (c *cli) daemonCommand() *urfave.Command {
@@ -60,6 +61,7 @@ func (c *cli) daemonCommand() *urfave.Command {
 			text("plugin-socket", "", "socket for Docker (default: "+pluginDir+"/<plugin name>.sock)"),
 			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if there is one, which then equals root"),
 			&urfave.BoolFlag{Name: "rebuild-metadata", Usage: "if the metadata is damaged or gone, make it anew from its copy and the devices; the old file is kept", EnvVars: env("rebuild-metadata")},
+			text("metrics", "", "address for Prometheus, as in 127.0.0.1:9464; whoever reaches it sees the names of volumes (default: none)"),
 			text("log-format", "text", "text or json"),
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -78,7 +80,7 @@ func (c *cli) daemonCommand() *urfave.Command {
 func readSettings(ctx *urfave.Context) (s settings, err error) {
 	s = settings{
 		root: ctx.String("root"), defaultFS: ctx.String("default-fs"), pluginName: ctx.String("plugin-name"),
-		pluginSocket: ctx.String("plugin-socket"), controlSocket: ctx.String("control-socket"), logFormat: ctx.String("log-format"),
+		pluginSocket: ctx.String("plugin-socket"), controlSocket: ctx.String("control-socket"), metrics: ctx.String("metrics"), logFormat: ctx.String("log-format"),
 		preallocate: ctx.Bool("pool-preallocate"), rebuild: ctx.Bool("rebuild-metadata"), verbose: ctx.Bool("verbose"),
 	}
 	if s.logFormat != "text" && s.logFormat != "json" {
@@ -86,6 +88,9 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 	}
 	if s.pluginName == "" || strings.ContainsAny(s.pluginName, "/ \t\n") {
 		return s, fault.Errorf(fault.ErrInvalid, "--plugin-name %q: must be a word without '/'", s.pluginName)
+	}
+	if err := checkMetricsAddress(s.metrics); err != nil {
+		return s, err
 	}
 	if s.pluginSocket == "" {
 		s.pluginSocket = filepath.Join(pluginDir, s.pluginName+".sock")
@@ -129,6 +134,9 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := store.CopyError(); err != nil {
+		log.Error("metadata not copied; the copy of an earlier start is kept", "error", err)
+	}
 	pools, err := openPools(ctx, s, store, log)
 	if err != nil {
 		return err
@@ -185,16 +193,22 @@ func bootID() string {
 	return strings.TrimSpace(string(raw))
 }
 
-// listenAndServe opens both sockets and answers until ctx is done, then lets the requests under way finish.
+// listenAndServe opens both sockets, and the metrics' if wanted, and answers until ctx is done, then lets the requests
+// under way finish.
 func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Daemon, volumes *volume.Manager, pools *poolSet, log *slog.Logger) error {
-	plugin, control, err := listen(s)
+	exporter, err := listenMetrics(s.metrics)
 	if err != nil {
 		return err
+	}
+	plugin, control, err := listen(s)
+	if err != nil {
+		return errors.Join(err, exporter.close())
 	}
 	// Work outlives ctx until the requests under way are drained.
 	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelWork()
-	pluginServer := newServer(docker.Handler(work, d, log), log)
+	observed := metrics.New(d, version, log)
+	pluginServer := newServer(observed.Observe(docker.Handler(work, d, log)), log)
 	shutdown := func(ctx context.Context, detach bool) error {
 		if detach {
 			if err := volumes.SettleAll(ctx); err != nil {
@@ -210,12 +224,16 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 		}
 		return pools.detach(ctx)
 	}
-	controlServer := newServer(server.Handler(d, version, shutdown), log)
+	controlServer := newServer(observed.Observe(server.Handler(d, version, shutdown)), log)
+	metricsServer := newServer(observed.Handler(), log)
 	var group errgroup.Group
 	for _, one := range []struct {
 		server *http.Server
 		socket socket
-	}{{pluginServer, plugin}, {controlServer, control}} {
+	}{{pluginServer, plugin}, {controlServer, control}, {metricsServer, exporter}} {
+		if one.socket.Listener == nil {
+			continue
+		}
 		group.Go(func() error {
 			if err := one.server.Serve(one.socket.Listener); !errors.Is(err, http.ErrServerClosed) {
 				stop()
@@ -226,13 +244,14 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 	}
 	background, cancelBackground := context.WithCancel(work)
 	group.Go(func() error { return volumes.Run(background) })
-	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket)
+	group.Go(func() error { return volumes.WatchSpace(background) })
+	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket, "metrics", exporter.path)
 	notify(log, daemon.SdNotifyReady)
 	<-ctx.Done()
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping; mounted volumes stay mounted")
 	cancelBackground()
-	drain(cancelWork, log, pluginServer, controlServer)
+	drain(cancelWork, log, pluginServer, controlServer, metricsServer)
 	err = group.Wait()
 	plugin.remove()
 	control.remove()

@@ -19,11 +19,11 @@ import (
 // controlGroup may use the control socket, where it exists.
 const controlGroup = "orlop"
 
-// A socket is a listening unix socket.
+// A socket is a listening socket.
 type socket struct {
 	net.Listener
-	path  string
-	given bool // by the service manager, which keeps it
+	path  string // of a unix socket; the address of a TCP socket
+	given bool   // by the service manager, which keeps it; or it has no file
 }
 
 // remove deletes the socket file that we made.

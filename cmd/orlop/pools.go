@@ -97,6 +97,10 @@ func openPools(ctx context.Context, s settings, store *metadata.Store, log *slog
 		default:
 			shown.UUID, shown.Dir, shown.Pool.Pool = pool.UUID(), pool.Dir(), pool
 			set.open = append(set.open, pool)
+			if shown.OnRoot, err = pool.DrawsOn(s.root); err != nil {
+				set.close()
+				return nil, err
+			}
 		}
 		set.all = append(set.all, shown)
 		if err == nil && !ok {

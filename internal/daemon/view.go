@@ -35,7 +35,8 @@ type View struct {
 	Protected    bool              `json:"protected"`
 	State        string            `json:"state"` // of the metadata, or "degraded"
 	Problem      string            `json:"problem,omitempty"`
-	Kept         bool              `json:"kept"` // mounted without a holder because something uses it still
+	Warnings     []string          `json:"warnings,omitempty"` // of the space below it
+	Kept         bool              `json:"kept"`               // mounted without a holder because something uses it still
 	Snapshots    []struct{}        `json:"snapshots"`
 	LastBackup   *struct{}         `json:"last_backup"`
 	ReadOnly     bool              `json:"read_only"` // mounted, and went read-only after an error
@@ -84,6 +85,7 @@ func (d *Daemon) view(ctx context.Context, v metadata.Volume, holders []metadata
 		view.Mounted, view.Mountpoint, view.Kept = true, entry.Mountpoint, len(holders) == 0
 	}
 	view.Used, view.Problem = d.examine(ctx, v)
+	view.Warnings = d.volumes.SpaceWarnings(v.Pool)
 	if view.ReadOnly = isMounted && entry.ReadOnly && !hasOption(v, "ro"); view.ReadOnly {
 		view.Problem = "its filesystem went read-only after an error: stop its containers; the next mount checks it"
 	}
@@ -269,21 +271,23 @@ type Info struct {
 	DefaultFS   string     `json:"default_fs"`
 	Volumes     int        `json:"volumes"`
 	Mounted     int        `json:"mounted"`
+	Ballast     int64      `json:"ballast"` // bytes kept allocated in the root, to be given up when its disk is full
 	Pools       []PoolView `json:"pools"`
 }
 
 // PoolView is what users see of a pool.
 type PoolView struct {
-	Name        string `json:"name"`
-	Kind        string `json:"kind"`
-	Spec        string `json:"spec"`
-	UUID        string `json:"uuid"`
-	Volumes     int    `json:"volumes"`
-	Provisioned int64  `json:"provisioned"` // bytes: sum of the volumes' sizes
-	Layer       string `json:"layer"`       // the tightest layer
-	Size        int64  `json:"size"`        // bytes in that layer
-	Free        int64  `json:"free"`        // bytes left in it
-	Problem     string `json:"problem,omitempty"`
+	Name        string   `json:"name"`
+	Kind        string   `json:"kind"`
+	Spec        string   `json:"spec"`
+	UUID        string   `json:"uuid"`
+	Volumes     int      `json:"volumes"`
+	Provisioned int64    `json:"provisioned"`        // bytes: sum of the volumes' sizes
+	Layer       string   `json:"layer"`              // the tightest layer
+	Size        int64    `json:"size"`               // bytes in that layer
+	Free        int64    `json:"free"`               // bytes left in it
+	Warnings    []string `json:"warnings,omitempty"` // of the space of any layer
+	Problem     string   `json:"problem,omitempty"`
 }
 
 // Info describes the daemon and its pools.
@@ -306,11 +310,11 @@ func (d *Daemon) Info(ctx context.Context) (Info, error) {
 	if err := errors.Join(err, mountErr); err != nil {
 		return Info{}, err
 	}
-	info.Mounted = len(mounted)
+	info.Mounted, info.Ballast = len(mounted), d.volumes.Ballast()
 	for _, pool := range d.pools {
 		view := PoolView{
 			Name: pool.Name, Kind: pool.Kind, Spec: pool.Spec, UUID: pool.UUID,
-			Volumes: counts[pool.Name], Provisioned: sizes[pool.Name],
+			Volumes: counts[pool.Name], Provisioned: sizes[pool.Name], Warnings: d.volumes.SpaceWarnings(pool.Name),
 		}
 		space, err := poolSpace(ctx, pool)
 		if err != nil {

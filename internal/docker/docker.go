@@ -91,6 +91,7 @@ func call[Request any](ctx context.Context, log *slog.Logger, limit time.Duratio
 
 func answer(w http.ResponseWriter, response any, err error) {
 	if err != nil {
+		w.Header().Set(fault.Header, string(fault.KindOf(err)))
 		response = volume.NewErrorResponse(err.Error())
 	}
 	sdk.EncodeResponse(w, response, err != nil)
@@ -99,6 +100,7 @@ func answer(w http.ResponseWriter, response any, err error) {
 // hangUp closes the connection without an answer.
 func hangUp(w http.ResponseWriter, r *http.Request, log *slog.Logger) {
 	log.Warn("docker call without a body: closing the connection", "call", r.URL.Path)
+	w.Header().Set(fault.Header, string(fault.ErrInvalid)) // for the metrics
 	hijacker, ok := w.(http.Hijacker)
 	if !ok {
 		return
@@ -158,6 +160,9 @@ func (a adapter) get(ctx context.Context, r volume.GetRequest) (any, error) {
 	}
 	if view.Kept {
 		status["kept"] = "mounted without a holder because something uses it still"
+	}
+	if len(view.Warnings) > 0 {
+		status["warnings"] = view.Warnings
 	}
 	if view.Problem != "" {
 		status["problem"] = view.Problem

@@ -79,6 +79,7 @@ func (m *Manager) replace(ctx context.Context, old, v metadata.Volume) (err erro
 // Resize grows a volume to size bytes, also while it is in use. It fails with fault.ErrInvalid if that would
 // shrink it. The new size is recorded first; cut short by a crash, the next mount finishes the growth.
 func (m *Manager) Resize(ctx context.Context, id string, size int64) (metadata.Volume, error) {
+	m.makeRoomFor(ctx, id)
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
 		return v, err
@@ -172,10 +173,13 @@ func (m *Manager) releaseToGrow(ctx context.Context, v metadata.Volume, pool blo
 	return err == nil, err
 }
 
+// trimHolder begins the ID of the holder that keeps a volume mounted while it is trimmed. None outlives the daemon.
+const trimHolder = "trim-"
+
 // Trim tells a volume's device which blocks its filesystem does not use, so that their space comes back, and
 // returns their bytes. A volume that is not mounted is mounted meanwhile. The work itself holds no lock.
 func (m *Manager) Trim(ctx context.Context, id string) (bytes int64, err error) {
-	holder := "trim-" + string(blockdev.NewID())
+	holder := trimHolder + string(blockdev.NewID())
 	dir, err := m.Mount(ctx, id, holder)
 	if err != nil {
 		return 0, err

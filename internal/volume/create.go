@@ -54,6 +54,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 		Labels: spec.Labels, Protected: spec.Protected,
 		State: metadata.Creating, Created: time.Now().UTC().Truncate(time.Millisecond),
 	}
+	m.makeRoom(ctx, spec.Pool)
 	release, err := m.locks.acquire(ctx, id)
 	if err != nil {
 		return v, err
@@ -137,6 +138,10 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) err
 		return err
 	}
 	if err := m.leaveScratch(v); err != nil {
+		return err
+	}
+	// Now, and not with the first mount: a full disk has no room for a directory.
+	if err := m.host.MakeMountpoint(m.Mountpoint(v.Name)); err != nil {
 		return err
 	}
 	return pool.Deactivate(ctx, device)

@@ -2,6 +2,9 @@ package volume
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 
 	"orlop/fs"
 	"orlop/internal/run"
@@ -17,7 +20,7 @@ type host interface {
 	Mount(kind fs.Type, device, dir string, options []string) error
 	Unmount(dir string) error
 	Bind(from, dir string) error
-	Grow(kind fs.Type, dir string, size int64) error
+	Grow(kind fs.Type, device, dir string, size int64) error
 	GrowOffline(ctx context.Context, kind fs.Type, device string) error
 	Repair(ctx context.Context, kind fs.Type, device string) (bool, error)
 	MakeMountpoint(dir string) error
@@ -43,7 +46,21 @@ func (k kernel) Mount(kind fs.Type, device, dir string, options []string) error 
 	return kind.Mount(device, dir, options)
 }
 
-func (k kernel) Grow(kind fs.Type, dir string, size int64) error { return kind.Grow(dir, size) }
+// Grow also flushes the device: xfs leaves its spare superblocks in the device's cache, and after a power cut
+// xfs_repair would find that they have the former size.
+func (k kernel) Grow(kind fs.Type, device, dir string, size int64) error {
+	if err := kind.Grow(dir, size); err != nil {
+		return err
+	}
+	f, err := os.Open(device)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("flush %s: %w", device, err)
+	}
+	return nil
+}
 
 func (k kernel) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
 	return kind.GrowOffline(ctx, k.runner, device)

@@ -160,7 +160,9 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		if err := m.Truncated(v, info.Size); err != nil {
 			return err
 		}
-		if err := m.growDevice(ctx, v, v, pool); err != nil {
+		if err := m.growDevice(ctx, v, v, pool); fault.Is(err, fault.ErrNoSpace) {
+			m.log.Warn("growth waits for space, and for the next mount after that", "volume", v.Name, "error", err)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -177,14 +179,22 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	if info, err = pool.Stat(ctx, id); err != nil {
 		return err
 	}
-	checked, err := m.prepare(ctx, v, kind, path, info.Size)
-	if err != nil {
+	size := info.Size
+	if room(ctx, v.Pool, pool) != nil {
+		size = 0 // to grow a filesystem takes space: on a full disk it is mounted as it is
+	}
+	options := v.MountOptions
+	checked, err := m.prepare(ctx, v, kind, path, size)
+	if fault.Is(err, fault.ErrNoSpace) {
+		m.log.Error("volume is mounted read-only", "volume", v.Name, "error", err)
+		options, size = append(slices.Clone(options), "ro"), 0
+	} else if err != nil {
 		return err
 	}
 	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	if err := m.host.Mount(kind, path, dir, v.MountOptions); err != nil {
+	if err := m.host.Mount(kind, path, dir, options); err != nil {
 		return err
 	}
 	u.Push("unmount", func(context.Context) error { return m.host.Unmount(dir) })
@@ -196,7 +206,7 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 			return err
 		}
 	}
-	if err := m.growFilesystem(v, kind, path, info.Size); err != nil {
+	if err := m.growFilesystem(v, kind, path, size); err != nil {
 		return err
 	}
 	m.log.Info("volume mounted", "volume", v.Name, "device", path)
@@ -242,7 +252,8 @@ func deviceNumber(path string) (uint64, error) {
 }
 
 // prepare checks a filesystem that recorded an error, and grows one that can only be grown unmounted, if nobody
-// has it mounted. It tells whether the filesystem was checked.
+// has it mounted. It tells whether the filesystem was checked. It fails with fault.ErrNoSpace if there is no space
+// for a check that is due: then the filesystem can be read, and is for the next mount to check.
 func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) (checked bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
@@ -253,6 +264,9 @@ func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, 
 	}
 	if err != nil {
 		return false, fmt.Errorf("claim device: %w", err)
+	}
+	if err := m.roomToRepair(ctx, v, kind, path); err != nil {
+		return false, err
 	}
 	checked, err = m.host.Repair(ctx, kind, path)
 	if checked {
@@ -277,7 +291,7 @@ func (m *Manager) growFilesystem(v metadata.Volume, kind fs.Type, path string, s
 	if err != nil || now >= size {
 		return err
 	}
-	return m.host.Grow(kind, m.Mountpoint(v.Name), size)
+	return m.host.Grow(kind, path, m.Mountpoint(v.Name), size)
 }
 
 // Unmount drops one of Docker's mount IDs, known or not, and unmounts the volume if nobody holds it any more. A

@@ -17,8 +17,9 @@ import (
 // Rebuild brings the metadata in line with what the devices in the pools carry, after the database was lost: each
 // device's own record is newer than the copy that the database may begin with. Volumes of the copy whose device is
 // gone from its pool have been deleted since and go. A device whose record cannot be used stays unknown. It comes
-// before Recover, and may be repeated.
+// before Recover, is all or nothing, and may be repeated.
 func (m *Manager) Rebuild(ctx context.Context) error {
+	found := map[string][]blockdev.Info{}
 	for _, pool := range m.pools {
 		if pool.Missing != nil {
 			m.log.Error("pool is missing; its volumes are as the copy has them", "pool", pool.Name, "error", pool.Missing)
@@ -28,21 +29,26 @@ func (m *Manager) Rebuild(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("rebuild metadata from pool %q: %w", pool.Name, err)
 		}
-		there := map[string]bool{}
-		for _, info := range infos {
-			there[string(info.ID)] = true
-			v, err := m.restore(ctx, pool, info)
-			if err != nil {
-				m.log.Error("device not restored; see 'orlop doctor'", "pool", pool.Name, "device", info.ID, "error", err)
-				continue
-			}
-			m.log.Info("volume restored from its device", "volume", v.Name, "state", v.State, "size", v.Size)
-		}
-		if err := m.forgetGone(ctx, pool, there); err != nil {
-			return err
-		}
+		found[pool.Name] = infos
 	}
-	return nil
+	return m.store.Update(ctx, func(tx *metadata.Tx) error {
+		for name, infos := range found { // what is gone goes first: its name may have been taken since
+			if err := m.forgetGone(tx, m.pools[name], infos); err != nil {
+				return err
+			}
+		}
+		for name, infos := range found {
+			for _, info := range infos {
+				v, err := restore(tx, m.pools[name], info)
+				if err != nil {
+					m.log.Error("device not restored; see 'orlop doctor'", "pool", name, "device", info.ID, "error", err)
+					continue
+				}
+				m.log.Info("volume restored from its device", "volume", v.Name, "state", v.State, "size", v.Size)
+			}
+		}
+		return nil
+	})
 }
 
 // decode reads the record of a device in pool, and fits it to the pool's present name.
@@ -67,28 +73,26 @@ func decode(pool Pool, info blockdev.Info) (metadata.Volume, error) {
 	return v, nil
 }
 
-// restore puts the volume that a device carries into the database.
-func (m *Manager) restore(ctx context.Context, pool Pool, info blockdev.Info) (metadata.Volume, error) {
+// restore puts the volume that a device carries into the database. If it fails nothing is put there.
+func restore(tx *metadata.Tx, pool Pool, info blockdev.Info) (metadata.Volume, error) {
 	v, err := decode(pool, info)
 	if err != nil {
 		return v, err
 	}
-	return v, m.store.Update(ctx, func(tx *metadata.Tx) error {
-		old, err := tx.Volume(v.ID)
-		switch {
-		case fault.Is(err, fault.ErrNotFound):
-		case err != nil:
-			return err
-		case old.State == metadata.Removing:
-			return nil // its deletion is finished by recovery
-		case v.State == metadata.Creating && old.State == metadata.Ready:
-			v.State = metadata.Ready
-		}
-		if err := tx.PutVolume(v); err != nil {
-			return err
-		}
-		return putDevice(tx, v, info.Size)
-	})
+	old, err := tx.Volume(v.ID)
+	switch {
+	case fault.Is(err, fault.ErrNotFound):
+	case err != nil:
+		return v, err
+	case old.State == metadata.Removing:
+		return v, nil // its deletion is finished by recovery
+	case v.State == metadata.Creating && old.State == metadata.Ready:
+		v.State = metadata.Ready
+	}
+	if err := tx.PutVolume(v); err != nil {
+		return v, err
+	}
+	return v, putDevice(tx, v, info.Size)
 }
 
 // putDevice records a volume's device as it is, size bytes large.
@@ -96,33 +100,32 @@ func putDevice(tx *metadata.Tx, v metadata.Volume, size int64) error {
 	return tx.PutDevice(metadata.Device{ID: v.Device, Pool: v.Pool, Kind: metadata.KindVolume, Size: min(size, v.Size)})
 }
 
-// forgetGone forgets the volumes of a pool whose device is not in it.
-func (m *Manager) forgetGone(ctx context.Context, pool Pool, there map[string]bool) error {
-	return m.store.Update(ctx, func(tx *metadata.Tx) error {
-		volumes, err := tx.Volumes()
-		if err != nil {
+// forgetGone forgets the volumes of a pool whose device is not among those found in it.
+func (m *Manager) forgetGone(tx *metadata.Tx, pool Pool, found []blockdev.Info) error {
+	volumes, err := tx.Volumes()
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		there := slices.ContainsFunc(found, func(info blockdev.Info) bool { return string(info.ID) == v.Device })
+		if v.PoolUUID != pool.UUID || there {
+			continue
+		}
+		m.log.Warn("volume of the copy forgotten: its device is gone", "volume", v.Name, "id", v.ID)
+		if v.State == metadata.Ready {
+			v.State = metadata.Removing
+			if err := tx.PutVolume(v); err != nil {
+				return err
+			}
+		}
+		if err := tx.DeleteDevice(v.Device); err != nil {
 			return err
 		}
-		for _, v := range volumes {
-			if v.PoolUUID != pool.UUID || there[v.Device] {
-				continue
-			}
-			m.log.Warn("volume of the copy forgotten: its device is gone", "volume", v.Name, "id", v.ID)
-			if v.State == metadata.Ready {
-				v.State = metadata.Removing
-				if err := tx.PutVolume(v); err != nil {
-					return err
-				}
-			}
-			if err := tx.DeleteDevice(v.Device); err != nil {
-				return err
-			}
-			if err := tx.DeleteVolume(v.ID); err != nil {
-				return err
-			}
+		if err := tx.DeleteVolume(v.ID); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // Unknown is a device in a pool that the metadata does not know.

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"orlop/blockdev"
@@ -13,22 +14,43 @@ import (
 const settleEvery = time.Minute
 
 // Recover brings what a crash left to a state in which requests may be answered: announced freezes of this boot
-// end, holders of another boot go, and creations are undone. A volume that cannot be recovered now, its pool
+// end, holders of another boot go, creations are undone, and what is held is mounted. A volume that cannot be recovered now, its pool
 // missing say, is logged and left as it is. It may be repeated, and must be done before requests are taken.
 func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.thaw(ctx); err != nil {
 		return err
 	}
-	if err := m.dropOtherBoots(ctx); err != nil {
+	if err := m.dropEnded(ctx); err != nil {
 		return err
 	}
-	return m.eachIn(metadata.Creating, func(v metadata.Volume) {
+	err := m.eachIn(metadata.Creating, func(v metadata.Volume) {
 		if err := m.undoCreate(ctx, v); err != nil {
 			m.log.Error("creation not undone", "volume", v.Name, "error", err)
 			return
 		}
 		m.log.Warn("creation undone that was cut short", "volume", v.Name, "id", v.ID)
 	})
+	if err != nil {
+		return err
+	}
+	return m.eachIn(metadata.Ready, func(v metadata.Volume) {
+		if err := m.remount(ctx, v); err != nil {
+			m.log.Error("volume not mounted again", "volume", v.Name, "error", err)
+		}
+	})
+}
+
+// remount mounts a volume that somebody holds and that is not mounted: a growth for which it was unmounted was cut
+// short.
+func (m *Manager) remount(ctx context.Context, v metadata.Volume) error {
+	holders, err := m.holders(v)
+	if err != nil || len(m.firm(holders)) == 0 {
+		return err
+	}
+	if entry, err := m.mountOf(m.Mountpoint(v.Name)); err != nil || entry != nil {
+		return err
+	}
+	return m.mount(ctx, v)
 }
 
 // thaw ends the freezes that were announced and not withdrawn. Another boot's ended with it.
@@ -70,14 +92,15 @@ func (m *Manager) thawDevice(device uint64) error {
 	return nil
 }
 
-func (m *Manager) dropOtherBoots(ctx context.Context) error {
+// dropEnded drops the holders that another boot or an earlier life of this daemon ended.
+func (m *Manager) dropEnded(ctx context.Context) error {
 	return m.store.Update(ctx, func(tx *metadata.Tx) error {
 		holders, err := tx.Holders("")
 		if err != nil {
 			return err
 		}
 		for _, h := range holders {
-			if h.Boot == m.boot {
+			if h.Boot == m.boot && !strings.HasPrefix(h.ID, trimHolder) {
 				continue
 			}
 			if err := tx.DeleteHolder(h.Volume, h.ID); err != nil {

@@ -155,6 +155,9 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 		}
 	}
 	if mounted {
+		if err := m.unstall(ctx, v.ID); err != nil {
+			return settled{}, err
+		}
 		if err := retryInUse(deadline, func() error { return m.host.Unmount(dir) }); fault.Is(err, fault.ErrInUse) {
 			return settled{reason: "a process with an open file or directory in " + dir}, nil
 		} else if err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"orlop/blockdev"
 	"orlop/fs"
@@ -27,6 +28,7 @@ type Pool struct {
 	UUID string
 	blockdev.Pool
 	Missing error // why the pool could not be opened; then Pool is nil
+	OnRoot  bool  // written volumes take their space from the data root's filesystem
 }
 
 // Config is what a Manager needs.
@@ -49,6 +51,14 @@ type Manager struct {
 	host    host
 	locks   locks
 
+	trimming sync.Mutex           // held while a full pool's volumes are trimmed
+	trimmed  map[string]time.Time // when that was done last, by pool
+
+	root    string // data root
+	space   spaceState
+	stalls  stalls
+	ballast ballast
+
 	epochMu   sync.Mutex
 	epoch     uint64 // number of the present Docker epoch
 	epochUsed bool   // a holder was recorded in it
@@ -64,8 +74,14 @@ func New(c Config) (*Manager, error) {
 		boot:    c.Boot,
 		log:     c.Log,
 		host:    kernel{},
+		root:    c.Root,
+		ballast: ballastIn(c.Root),
+		trimmed: map[string]time.Time{},
 	}
 	for _, pool := range c.Pools {
+		if pool.Missing == nil {
+			pool.Pool = guard{pool.Pool, pool.Name}
+		}
 		m.pools[pool.Name] = pool
 	}
 	for _, dir := range []string{m.mounts, m.scratch} {

@@ -112,6 +112,7 @@ func answer(w http.ResponseWriter) func(any, error) {
 	return func(response any, err error) {
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
+			w.Header().Set(fault.Header, string(fault.KindOf(err)))
 			w.WriteHeader(status(err))
 			response = control.NewErrorBody(err)
 		}

@@ -1,0 +1,113 @@
+// Command bench measures a built orlop and, in the same run, what it is to be compared with: a filesystem on a plain
+// loop device, made by hand, and the host's filesystem. It prints a table of medians and asserts nothing about time.
+//
+//	bench bin/orlop
+//
+// It needs root, fio and about 10 minutes, with BENCH_QUICK=1 about 2. BENCH_DIR is where it works, /var/tmp by
+// default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"orlop/fs"
+	"orlop/internal/run"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := measure(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1) //nolint:gocritic // stop has nothing left to do
+	}
+}
+
+// A bench is one run of everything.
+type bench struct {
+	program string // the orlop binary
+	dir     string // scratch
+	quick   bool
+	runner  run.Runner
+	report  report
+	undo    []func() error // what cleans up, in the order of making
+}
+
+// runs is how often each measurement is repeated; the table shows medians.
+const runs = 3
+
+func measure(ctx context.Context) (err error) {
+	if len(os.Args) != 2 {
+		return errors.New("usage: bench PATH-OF-ORLOP")
+	}
+	b := &bench{quick: os.Getenv("BENCH_QUICK") != ""}
+	if b.program, err = filepath.Abs(os.Args[1]); err != nil {
+		return err
+	}
+	home := os.Getenv("BENCH_DIR")
+	if home == "" {
+		home = "/var/tmp"
+	}
+	if b.dir, err = os.MkdirTemp(home, "orlop-bench-"); err != nil {
+		return err
+	}
+	b.later(func() error { return clear(b.dir) })
+	defer func() { err = errors.Join(err, b.cleanUp()) }()
+	for _, part := range []func(context.Context) error{b.lifecycle, b.many, b.disks} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	b.report.print(os.Stdout)
+	return nil
+}
+
+// pick returns the number for a whole run or for a quick one.
+func (b *bench) pick(whole, quick int) int {
+	if b.quick {
+		return quick
+	}
+	return whole
+}
+
+// later makes undo run at the end, whatever happens; the last one first.
+func (b *bench) later(undo func() error) { b.undo = append(b.undo, undo) }
+
+func (b *bench) cleanUp() error {
+	var errs []error
+	for _, undo := range slices.Backward(b.undo) {
+		errs = append(errs, undo())
+	}
+	return errors.Join(errs...)
+}
+
+// clear unmounts what is still mounted below dir and deletes it. Its loop devices go with their mounts. It refuses
+// to delete anything while something stays mounted.
+func clear(dir string) error {
+	table, err := fs.Table(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range slices.Backward(table) {
+		if err := fs.Unmount(entry.Mountpoint); err != nil {
+			return fmt.Errorf("%s stays: %w", dir, err)
+		}
+	}
+	for _, pattern := range []string{"*/pool", "*/mounts/*", "*/scratch/*"} {
+		closed, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, dir := range closed {
+			_ = fs.RemoveMountpoint(dir) // one with files in it is none
+		}
+	}
+	return os.RemoveAll(dir)
+}

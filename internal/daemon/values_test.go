@@ -1,0 +1,231 @@
+package daemon
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"orlop/internal/fault"
+	"orlop/internal/volume"
+)
+
+func TestSizesAreReadInUnitsOf1024(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1": 1, "4096": 4096, "1073741824": 1 << 30, "007": 7,
+		"1K": 1 << 10, "1k": 1 << 10, "1KiB": 1 << 10, "1kib": 1 << 10, "1KIB": 1 << 10,
+		"512M": 512 << 20, "512m": 512 << 20, "512MiB": 512 << 20, "512mib": 512 << 20,
+		"10G": 10 << 30, "10g": 10 << 30, "10GiB": 10 << 30, "10gib": 10 << 30,
+		"1T": 1 << 40, "1t": 1 << 40, "1.5T": 3 << 39, "1.5t": 3 << 39, "1.5TiB": 3 << 39,
+		"0.5G": 1 << 29, "2.25M": 9 << 18, "1.50G": 3 << 29, "1.0K": 1 << 10, "0.1K": 102, "1.9999K": 2047,
+		"8388607.5T":          math.MaxInt64 - 1<<39 + 1,
+		"9223372036854775807": math.MaxInt64,
+		"9007199254740991K":   9007199254740991 << 10,
+	} {
+		if got, err := ParseSize(text); err != nil || got != want {
+			t.Errorf("ParseSize(%q) = %d, %v; want %d", text, got, err, want)
+		}
+	}
+}
+
+func TestWhatIsNoSizeIsRefusedByName(t *testing.T) {
+	for _, text := range []string{
+		"", " ", "0", "0G", "0.0G", "00", "-1", "-1G", "+1G", "0.0000001K", "G", "GiB", ".", ".5G", "5.G", "1..5G", "1.5.5G", "1.5", "1,5G",
+		"10X", "10P", "10E", "10B", "10GB", "10Gi", "10GiBB", "10GG", "10G ", " 10G", "10 G", "10G\n", "\n10G", "10G\x00", "10G;", "10G -f",
+		"1e3", "1E3", "0x10", "0b1", "1_000", "NaN", "Inf", "inf", "-Inf", "١G", "１G", "10Ｇ", "½G", "\xff", "1\xff",
+		"9223372036854775808", "18446744073709551616", "99999999999999999999", "8388608T", "9999999999T", "9007199254740992K",
+		"999999999999999999999", strings.Repeat("9", 5000), "1." + strings.Repeat("0", 5000) + "G", "--size", "ten",
+	} {
+		got, err := ParseSize(text)
+		if !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("ParseSize(%q) = %d, %v; want kind invalid", text, got, err)
+		} else if !strings.Contains(err.Error(), strconv.Quote(text)) {
+			t.Errorf("ParseSize(%q): the message does not name the value: %v", text, err)
+		}
+	}
+}
+
+func TestNamesAreOneWordOfPlainCharacters(t *testing.T) {
+	for _, name := range []string{
+		"a", "A", "0", "db", "db-1", "db_1", "db.1", "a..b", "a--", "9_.-", strings.Repeat("a", 64), strings.Repeat("f", 128), "volume.img", "con",
+	} {
+		if err := checkName(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range badNames {
+		err := checkName(name)
+		if !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("%q: %v; want kind invalid", name, err)
+		} else if !strings.Contains(err.Error(), strconv.Quote(name)) || !strings.Contains(err.Error(), nameHelp) {
+			t.Errorf("%q: the message does not name the value and what is allowed: %v", name, err)
+		}
+	}
+}
+
+var badNames = []string{
+	"", ".", "..", "../x", "x/../y", "/", "/x", "x/", "a/b", "-", "-rf", "--size", "_a", ".hidden", " ", " a", "a ", "a b", "a\tb", "a\nb", "a\n", "\n",
+	"a\x00", "a\x00b", "a\r", "ä", "naïve", "数据", "a\u200b", "\ufeffa", "a\xff", "a:b", "a@b", "a,b", "a=b", "a%b", "a\\b", "a'b", `a"b`, "a$b", "$(id)",
+	"a;b", "a|b", "a*", "a?", "~a", "#a", strings.Repeat("a", 129), strings.Repeat("ä", 64), strings.Repeat("a/", 2000),
+}
+
+func TestLabelsAreCheckedOnBothSides(t *testing.T) {
+	for _, text := range []string{"k=v", "k=", "k=a=b", "a.b/c-d_e=x", "k= v ", "k=ü", "K0=1", "k=" + strings.Repeat("v", 1024), strings.Repeat("k", 128) + "=v"} {
+		if _, _, err := parseLabel(text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for _, text := range []string{
+		"", "k", "=", "=v", "-k=v", ".k=v", "k k=v", " k=v", "ü=v", "k\n=v", "k=a\nb", "k=\x00", "k=\x1b[31m", "k=\x7f", "k=\xff",
+		"k=" + strings.Repeat("v", 1025), strings.Repeat("k", 129) + "=v", "k:x=v",
+	} {
+		if key, value, err := parseLabel(text); !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("%q: taken as %q, %q (%v); want kind invalid", text, key, value, err)
+		}
+	}
+}
+
+func FuzzParseSize(f *testing.F) {
+	for _, seed := range []string{"", "0", "1", "512M", "10GiB", "1.5T", "1.5", "9223372036854775807", "9223372036854775808K", "-1G", "0.0001K", "1e3"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		size, err := ParseSize(text)
+		if err != nil {
+			if !fault.Is(err, fault.ErrInvalid) || size != 0 {
+				t.Fatalf("ParseSize(%q) = %d, %v", text, size, err)
+			}
+			return
+		}
+		if size <= 0 {
+			t.Fatalf("ParseSize(%q) = %d", text, size)
+		}
+		for _, again := range []string{strconv.FormatInt(size, 10), strings.ToLower(text), strings.ToUpper(text)} {
+			if second, err := ParseSize(again); err != nil || second != size {
+				t.Fatalf("ParseSize(%q) = %d, but ParseSize(%q) = %d, %v", text, size, again, second, err)
+			}
+		}
+	})
+}
+
+func FuzzName(f *testing.F) {
+	for _, seed := range append(slices.Clone(badNames), "a", "db-1.x_y", strings.Repeat("a", 128)) {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if err := checkName(name); err != nil {
+			if !fault.Is(err, fault.ErrInvalid) || !utf8.ValidString(err.Error()) || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("%q: %v", name, err)
+			}
+			return
+		}
+		if path := filepath.Join("/root/mounts", name); filepath.Dir(path) != "/root/mounts" || filepath.Base(path) != name {
+			t.Fatalf("%q leads to %s", name, path)
+		}
+		if len(name) > 128 || strings.HasPrefix(name, "-") || strings.ContainsAny(name, " \t\r\n/\\\x00,=:") || !utf8.ValidString(name) {
+			t.Fatalf("%q was taken", name)
+		}
+	})
+}
+
+// bare is a daemon that can check options and nothing else.
+func bare() *Daemon {
+	return &Daemon{
+		defaultSize: 1 << 30, defaultFS: "ext4",
+		pools: []Pool{{Pool: volume.Pool{Name: "loop"}, Kind: "loop", BlockSize: 4096}, {Pool: volume.Pool{Name: "fast"}, Kind: "loop", BlockSize: 4096}},
+	}
+}
+
+func TestUnknownOptionsListTheKnownOnes(t *testing.T) {
+	for _, key := range []string{"sizes", "SIZE", "", " size", "labels", "opt", "o", "size\n"} {
+		_, err := bare().spec("v", []Option{{key, "1"}})
+		if !fault.Is(err, fault.ErrInvalid) || !strings.Contains(err.Error(), strconv.Quote(key)) {
+			t.Errorf("%q: %v; want kind invalid and the option named", key, err)
+		}
+		for _, kind := range OptionKinds {
+			if !strings.Contains(err.Error(), kind.Key) {
+				t.Errorf("%q: %q is not listed: %v", key, kind.Key, err)
+			}
+		}
+	}
+}
+
+func TestOptionsGivenTwiceAreRefusedUnlessTheyRepeat(t *testing.T) {
+	values := map[string]string{
+		"size": "1G", "fs": "ext4", "pool": "loop", "uid": "1", "gid": "1", "mode": "0700", "protect": "true", "driver": "loop", "mount-option": "noatime",
+	}
+	for _, kind := range OptionKinds {
+		value, ok := values[kind.Key]
+		if !ok {
+			continue
+		}
+		_, err := bare().spec("v", []Option{{kind.Key, value}, {kind.Key, value}})
+		if kind.Repeats && err != nil || !kind.Repeats && !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("%s given twice: %v", kind.Key, err)
+		}
+	}
+	if _, err := bare().spec("v", []Option{{"label", "k=a"}, {"label.k", "b"}}); !fault.Is(err, fault.ErrInvalid) {
+		t.Errorf("one label in both forms: %v", err)
+	}
+}
+
+func TestSizesOutOfAFilesystemsBoundsAreRefused(t *testing.T) {
+	for _, test := range []struct {
+		fs, size string
+		ok       bool
+	}{
+		{"ext4", "8M", true}, {"ext4", "8388607", false}, {"ext4", "1", false}, {"ext4", "16T", true}, {"ext4", "17592186044417", false}, {"ext4", "17T", false},
+		{"xfs", "300M", true}, {"xfs", "299M", false}, {"xfs", "64T", true}, {"xfs", "65T", false}, {"xfs", "9223372036854775807", false},
+	} {
+		_, err := bare().spec("v", []Option{{"fs", test.fs}, {"size", test.size}})
+		if test.ok && err != nil || !test.ok && !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("%s of %s: %v", test.fs, test.size, err)
+		}
+	}
+}
+
+// given turns a specification back into options.
+func given(s volume.Spec) []Option {
+	options := []Option{
+		{"size", strconv.FormatInt(s.Size, 10)}, {"fs", s.Filesystem}, {"pool", s.Pool}, {"uid", strconv.Itoa(s.UID)}, {"gid", strconv.Itoa(s.GID)},
+		{"mode", fmt.Sprintf("%o", s.Mode)}, {"protect", strconv.FormatBool(s.Protected)},
+	}
+	for key, value := range s.Labels {
+		options = append(options, Option{"label." + key, value})
+	}
+	for _, option := range s.MountOptions {
+		options = append(options, Option{"mount-option", option})
+	}
+	return options
+}
+
+func FuzzOptions(f *testing.F) {
+	for _, seed := range [][4]string{
+		{"size", "1G", "fs", "xfs"}, {"label", "a=b", "label.c", "d"}, {"mode", "7777", "uid", "4294967294"}, {"mount-option", "noatime,ro", "protect", "1"},
+		{"driver", "loop", "pool", "fast"}, {"pool", "", "driver", ""}, {"size", "", "gid", "-1"}, {"label.", "", "label", "="}, {"mode", "0o7", "mode", "+7"},
+	} {
+		f.Add(seed[0], seed[1], seed[2], seed[3])
+	}
+	d := bare()
+	f.Fuzz(func(t *testing.T, key1, value1, key2, value2 string) {
+		spec, err := d.spec("v", []Option{{key1, value1}, {key2, value2}})
+		if err != nil {
+			if !fault.Is(err, fault.ErrInvalid) {
+				t.Fatalf("%q=%q %q=%q: %v", key1, value1, key2, value2, err)
+			}
+			return
+		}
+		if spec.Size <= 0 || spec.Mode > 0o7777 || spec.UID < 0 || spec.UID >= 1<<32-1 || spec.GID < 0 || spec.GID >= 1<<32-1 || spec.Pool == "" || spec.BlockSize == 0 {
+			t.Fatalf("%q=%q %q=%q: %+v", key1, value1, key2, value2, spec)
+		}
+		again, err := d.spec("v", given(spec))
+		if err != nil || !reflect.DeepEqual(spec, again) {
+			t.Fatalf("%q=%q %q=%q: read as %+v, and from that as %+v, %v", key1, value1, key2, value2, spec, again, err)
+		}
+	})
+}

@@ -1,0 +1,89 @@
+package metrics
+
+import (
+	"context"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+var (
+	volumes    = describe("orlop_volumes", "Volumes by what \"orlop list\" shows as their state.", "pool", "state")
+	size       = describe("orlop_volume_size_bytes", "Size of a volume.", "volume", "pool")
+	used       = describe("orlop_volume_used_bytes", "Bytes that the pool has allocated for a volume.", "volume", "pool")
+	mounted    = describe("orlop_mounted_volumes", "Volumes that are mounted.")
+	kept       = describe("orlop_kept_volumes", "Volumes mounted without a holder because something uses them still.")
+	holders    = describe("orlop_holders", "Mounts of volumes that were asked for and not let go.", "kind")
+	layerSize  = describe("orlop_pool_size_bytes", "Size of a layer below a pool's volumes.", "pool", "layer")
+	layerFree  = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
+	readErrors = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
+
+	descriptions = []*prometheus.Desc{volumes, size, used, mounted, kept, holders, layerSize, layerFree, readErrors}
+)
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// usualStates are shown of every pool even with no volume in them, so that an alert has a series to look at.
+var usualStates = []string{"ready", "degraded"}
+
+// collect reads volumes from one view of the metadata, and the space below them.
+func (m *Metrics) collect(ctx context.Context, ch chan<- prometheus.Metric) {
+	send := func(desc *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	failures := 0
+	if err := m.collectVolumes(ctx, send); err != nil {
+		m.log.Error("metrics lack the volumes", "error", err)
+		failures++
+	}
+	layers, err := m.daemon.Layers(ctx)
+	if err != nil {
+		m.log.Error("metrics lack the space of a layer", "error", err)
+		failures++
+	}
+	for _, layer := range layers {
+		send(layerSize, float64(layer.Size), layer.Pool, layer.Name)
+		send(layerFree, float64(layer.Free), layer.Pool, layer.Name)
+	}
+	send(readErrors, float64(failures))
+}
+
+func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc, float64, ...string)) error {
+	views, err := m.daemon.List(ctx, nil)
+	if err != nil {
+		return err
+	}
+	type poolState struct{ pool, state string }
+	states := map[poolState]int{}
+	for _, pool := range m.daemon.Pools() {
+		for _, state := range usualStates {
+			states[poolState{pool, state}] = 0
+		}
+	}
+	kinds := map[string]int{"docker": 0, "user": 0}
+	nMounted, nKept := 0, 0
+	for _, v := range views {
+		states[poolState{v.Pool, v.State}]++
+		send(size, float64(v.Size), v.Name, v.Pool)
+		send(used, float64(v.Used), v.Name, v.Pool)
+		if v.Mounted {
+			nMounted++
+		}
+		if v.Kept {
+			nKept++
+		}
+		for _, h := range v.Holders {
+			kinds[h.Kind]++
+		}
+	}
+	for key, n := range states {
+		send(volumes, float64(n), key.pool, key.state)
+	}
+	for kind, n := range kinds {
+		send(holders, float64(n), kind)
+	}
+	send(mounted, float64(nMounted))
+	send(kept, float64(nKept))
+	return nil
+}

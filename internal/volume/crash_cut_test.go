@@ -1,0 +1,170 @@
+//go:build root
+
+package volume
+
+import (
+	"context"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/metadata"
+)
+
+// A cut counts the effects that a Manager has on its pools, its records and the host, and ends the Manager's life
+// before or after one of them, as if the process had been killed there: from then on nothing has an effect.
+type cut struct {
+	at    int    // number of the effect, from 1; 0 for none
+	on    string // or the name of the first such effect
+	after bool
+	act   func() // done there instead of ending
+
+	effects []string
+	ended   bool
+	reached bool
+}
+
+// killed is what a Manager panics with when its life is cut.
+type killed struct{}
+
+func (c *cut) kill() {
+	c.reached = true
+	if c.act != nil {
+		c.act()
+		return
+	}
+	c.ended = true
+	panic(killed{})
+}
+
+func (c *cut) effect(name string, do func() error) error {
+	if c.ended {
+		panic(killed{}) // what is deferred does not happen either
+	}
+	c.effects = append(c.effects, name)
+	here := !c.reached && (len(c.effects) == c.at || name == c.on)
+	if here && !c.after {
+		c.kill()
+	}
+	err := do()
+	if here && c.after {
+		c.kill()
+	}
+	return err
+}
+
+// run calls an operation, and tells whether its life was cut.
+func (c *cut) run(operation func() error) (err error, cut bool) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case killed:
+			cut = true
+		default:
+			panic(p)
+		}
+	}()
+	return operation(), false
+}
+
+type cutPool struct {
+	blockdev.Pool
+	*cut
+}
+
+func (p cutPool) Create(ctx context.Context, id blockdev.ID, size int64, record blockdev.Record) error {
+	return p.effect("pool.Create", func() error { return p.Pool.Create(ctx, id, size, record) })
+}
+
+func (p cutPool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	return p.effect("pool.Clone", func() error { return p.Pool.Clone(ctx, dst, src, record) })
+}
+
+func (p cutPool) Describe(ctx context.Context, id blockdev.ID, record blockdev.Record) error {
+	return p.effect("pool.Describe", func() error { return p.Pool.Describe(ctx, id, record) })
+}
+
+func (p cutPool) Sync(ctx context.Context, id blockdev.ID) error {
+	return p.effect("pool.Sync", func() error { return p.Pool.Sync(ctx, id) })
+}
+
+func (p cutPool) Grow(ctx context.Context, id blockdev.ID, size int64) error {
+	return p.effect("pool.Grow", func() error { return p.Pool.Grow(ctx, id, size) })
+}
+
+func (p cutPool) Activate(ctx context.Context, id blockdev.ID, mode blockdev.Mode) (path string, err error) {
+	err = p.effect("pool.Activate", func() error {
+		path, err = p.Pool.Activate(ctx, id, mode)
+		return err
+	})
+	return path, err
+}
+
+func (p cutPool) Deactivate(ctx context.Context, id blockdev.ID) error {
+	return p.effect("pool.Deactivate", func() error { return p.Pool.Deactivate(ctx, id) })
+}
+
+func (p cutPool) Remove(ctx context.Context, id blockdev.ID) error {
+	return p.effect("pool.Remove", func() error { return p.Pool.Remove(ctx, id) })
+}
+
+type cutRecords struct {
+	records
+	*cut
+}
+
+func (r cutRecords) Update(ctx context.Context, fn func(*metadata.Tx) error) error {
+	return r.effect("records.Update", func() error { return r.records.Update(ctx, fn) })
+}
+
+type cutHost struct {
+	host
+	*cut
+}
+
+func (h cutHost) Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error {
+	return h.effect("host.Make", func() error { return h.host.Make(ctx, kind, device, uid, gid) })
+}
+
+func (h cutHost) FinishRoot(dir string, uid, gid int, mode uint32) error {
+	return h.effect("host.FinishRoot", func() error { return h.host.FinishRoot(dir, uid, gid, mode) })
+}
+
+func (h cutHost) RemoveLostFound(dir string) error {
+	return h.effect("host.RemoveLostFound", func() error { return h.host.RemoveLostFound(dir) })
+}
+
+func (h cutHost) Mount(kind fs.Type, device, dir string, options []string) error {
+	return h.effect("host.Mount", func() error { return h.host.Mount(kind, device, dir, options) })
+}
+
+func (h cutHost) Unmount(dir string) error {
+	return h.effect("host.Unmount", func() error { return h.host.Unmount(dir) })
+}
+
+func (h cutHost) Bind(from, dir string) error {
+	return h.effect("host.Bind", func() error { return h.host.Bind(from, dir) })
+}
+
+func (h cutHost) Grow(kind fs.Type, device, dir string, size int64) error {
+	return h.effect("host.Grow", func() error { return h.host.Grow(kind, device, dir, size) })
+}
+
+func (h cutHost) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
+	return h.effect("host.GrowOffline", func() error { return h.host.GrowOffline(ctx, kind, device) })
+}
+
+func (h cutHost) Repair(ctx context.Context, kind fs.Type, device string) (done bool, err error) {
+	err = h.effect("host.Repair", func() error {
+		done, err = h.host.Repair(ctx, kind, device)
+		return err
+	})
+	return done, err
+}
+
+func (h cutHost) MakeMountpoint(dir string) error {
+	return h.effect("host.MakeMountpoint", func() error { return h.host.MakeMountpoint(dir) })
+}
+
+func (h cutHost) RemoveMountpoint(dir string) error {
+	return h.effect("host.RemoveMountpoint", func() error { return h.host.RemoveMountpoint(dir) })
+}
