@@ -83,7 +83,7 @@ func makeDirs(dir string) (remove func(), err error) {
 
 func runTests(m *testing.M) (code int) {
 	dir, err := prepare()
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // of a program that nobody needs any more
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1

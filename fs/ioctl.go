@@ -39,8 +39,12 @@ func ioctl(path string, request uint, arg unsafe.Pointer) error {
 }
 
 // Trim tells the device below the filesystem mounted at dir which blocks are free, and returns their bytes. It
-// fails with fault.ErrUnsupported if the device takes no discards.
+// fails with fault.ErrUnsupported if the device takes no discards. It writes the filesystem out first: what was
+// deleted is not free before its transaction is committed.
 func Trim(dir string) (int64, error) {
+	if err := syncFilesystem(dir); err != nil {
+		return 0, fmt.Errorf("trim %s: %w", dir, err)
+	}
 	arg := struct{ start, length, minimum uint64 }{0, math.MaxUint64, 0}
 	err := ioctl(dir, fitrim, unsafe.Pointer(&arg))
 	switch {
@@ -50,6 +54,14 @@ func Trim(dir string) (int64, error) {
 		return 0, fmt.Errorf("trim %s: %w", dir, err)
 	}
 	return int64(arg.length), nil
+}
+
+func syncFilesystem(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 // Freeze writes out what the filesystem mounted at dir has in memory and stalls everyone who writes to it until

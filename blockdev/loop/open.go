@@ -79,7 +79,11 @@ func Open(ctx context.Context, c Config) (*Pool, error) {
 	if err := makeFile(ctx, c, path); err != nil {
 		return nil, err
 	}
-	return openFile(ctx, c, path, dir)
+	p, err := openFile(ctx, c, path, dir)
+	if err != nil { // nothing can be in it yet
+		err = errors.Join(err, removeFile(path))
+	}
+	return p, err
 }
 
 func openDir(c Config) (*Pool, error) {
@@ -236,6 +240,23 @@ func openFile(ctx context.Context, c Config, path, dir string) (p *Pool, err err
 	return newPool(dir, c, b)
 }
 
+// refuseOvercommit fails with fault.ErrNoSpace if what f lacks to be wholly allocated at size bytes is not free: a
+// preallocation that stops half-way would leave the disk full.
+func refuseOvercommit(f *os.File, size int64) error {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return fmt.Errorf("preallocate pool: %w", err)
+	}
+	space, err := statSpace(filepath.Dir(f.Name()))
+	if err != nil {
+		return err
+	}
+	if lacking := size - stat.Blocks*512; lacking > space.Free {
+		return fault.Errorf(fault.ErrNoSpace, "preallocate pool of %d bytes: no space: %d more bytes are needed and %d free", size, lacking, space.Free)
+	}
+	return nil
+}
+
 // growFile extends the file to the size asked for, and allocates it if told to.
 func growFile(c Config, path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -248,6 +269,11 @@ func growFile(c Config, path string) error {
 		return fmt.Errorf("open pool: %w", err)
 	}
 	size := max(info.Size(), roundUp(c.Size))
+	if c.Preallocate {
+		if err := refuseOvercommit(f, size); err != nil {
+			return err
+		}
+	}
 	if size > info.Size() {
 		if err := errors.Join(f.Truncate(size), f.Sync()); err != nil {
 			return spaceFault(fmt.Errorf("grow pool to %d bytes: %w", size, err))

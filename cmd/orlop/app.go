@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -24,9 +26,12 @@ type cli struct {
 
 // run is main with everything given to it. It returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c := &cli{stdout: stdout, stderr: stderr}
+	c := &cli{stdout: stdout, stderr: stderr, json: wantsJSON(args)}
 	app := c.app()
-	err := app.RunContext(ctx, arrange(app, args))
+	err := checkText(args)
+	if err == nil {
+		err = app.RunContext(ctx, arrange(app, args))
+	}
 	if c.client != nil {
 		c.client.Close()
 	}
@@ -35,6 +40,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		report(stderr, err, c.json)
 	}
 	return exitCode(err)
+}
+
+// wantsJSON tells whether --json is among the flags, for errors in reading them.
+func wantsJSON(args []string) bool {
+	if end := slices.Index(args, "--"); end >= 0 {
+		args = args[:end]
+	}
+	return slices.Contains(args, "--json") || slices.Contains(args, "-json")
+}
+
+// checkText refuses arguments that are no UTF-8: JSON would carry them to the daemon as something else.
+func checkText(args []string) error {
+	for _, arg := range args {
+		if !utf8.ValidString(arg) {
+			return fault.Errorf(fault.ErrInvalid, "argument %q: is not UTF-8", arg)
+		}
+	}
+	return nil
 }
 
 func (c *cli) app() *urfave.App {
@@ -53,7 +76,7 @@ func (c *cli) app() *urfave.App {
 			&urfave.BoolFlag{Name: "verbose", Usage: "daemon: log every call; other commands: say what is asked of the daemon"},
 		},
 		Before: func(ctx *urfave.Context) error {
-			c.json = ctx.Bool("json")
+			c.json = ctx.Bool("json") // --json=false too
 			c.client = control.NewClient(ctx.String("socket"))
 			if ctx.Bool("verbose") && ctx.Args().First() != "daemon" {
 				fmt.Fprintf(c.stderr, "orlop: daemon at %s\n", ctx.String("socket"))
@@ -86,12 +109,11 @@ func usageError(_ *urfave.Context, err error, _ bool) error {
 
 // unknownCommand answers what is no command; without any argument it shows the help.
 func unknownCommand(ctx *urfave.Context) error {
-	switch name := ctx.Args().First(); name {
-	case "", "help":
+	name := ctx.Args().First()
+	if ctx.NArg() == 0 || name == "help" {
 		return urfave.ShowAppHelp(ctx)
-	default:
-		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", name)
 	}
+	return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", name)
 }
 
 // arguments checks how many arguments a command got.

@@ -98,6 +98,9 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 	if s.defaultSize, err = product.ParseSize(ctx.String("default-size")); err != nil {
 		return s, fmt.Errorf("--default-size: %w", err)
 	}
+	if err := product.CheckDefaults(s.defaultFS, s.defaultSize); err != nil {
+		return s, err
+	}
 	if size := ctx.String("pool-size"); size != "" {
 		if s.poolSize, err = product.ParseSize(size); err != nil {
 			return s, fmt.Errorf("--pool-size: %w", err)

@@ -49,7 +49,7 @@ func parsePools(texts []string) ([]poolSpec, error) {
 			return nil, fault.Errorf(fault.ErrInvalid, "--pool %q: kind %q is not known: %s", text, kind, poolHelp)
 		case hasDir && !filepath.IsAbs(dir):
 			return nil, fault.Errorf(fault.ErrInvalid, "--pool %q: %q is not an absolute path: %s", text, dir, poolHelp)
-		case spec.name == "" || strings.ContainsAny(spec.name, "/ \t\n,"):
+		case !product.ValidName(spec.name):
 			return nil, fault.Errorf(fault.ErrInvalid, "--pool %q: name %q is not allowed: %s", text, spec.name, poolHelp)
 		case seen[spec.name]:
 			return nil, fault.Errorf(fault.ErrInvalid, "--pool %q: a pool named %q is given already: name each, as in fast=%s", text, spec.name, rest)

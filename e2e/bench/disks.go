@@ -150,12 +150,11 @@ func (b *bench) places(ctx context.Context, d *daemon, xfs string) ([]place, err
 	if err := add(onLoop, dir); err != nil {
 		return nil, err
 	}
-	host, inPool := filepath.Join(b.dir, "host"), filepath.Join(d.root, "pool", "bench")
-	for name, dir := range map[string]string{onHost: host, poolItself: inPool} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
+	for _, p := range []place{{name: onHost, dir: filepath.Join(b.dir, "host")}, {name: poolItself, dir: filepath.Join(d.root, "pool", "bench")}} {
+		if err := os.Mkdir(p.dir, 0o700); err != nil {
 			return nil, err
 		}
-		if err := add(name, dir); err != nil {
+		if err := add(p.name, p.dir); err != nil {
 			return nil, err
 		}
 	}

@@ -1,10 +1,11 @@
 // Command bench measures a built orlop and, in the same run, what it is to be compared with: a filesystem on a plain
 // loop device, made by hand, and the host's filesystem. It prints a table of medians and asserts nothing about time.
 //
-//	bench bin/orlop
+//	unshare --mount bench bin/orlop
 //
 // It needs root, fio and about 10 minutes, with BENCH_QUICK=1 about 2. BENCH_DIR is where it works, /var/tmp by
-// default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too.
+// default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too. In a mount
+// namespace of its own, nobody who starts a container meanwhile gets a copy of its mounts and keeps them in use.
 package main
 
 import (
@@ -23,10 +24,11 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := measure(ctx); err != nil {
+	err := measure(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1) //nolint:gocritic // stop has nothing left to do
+		os.Exit(1)
 	}
 }
 
@@ -58,7 +60,7 @@ func measure(ctx context.Context) (err error) {
 	if b.dir, err = os.MkdirTemp(home, "orlop-bench-"); err != nil {
 		return err
 	}
-	b.later(func() error { return clear(b.dir) })
+	b.later(func() error { return sweep(b.dir) })
 	defer func() { err = errors.Join(err, b.cleanUp()) }()
 	for _, part := range []func(context.Context) error{b.lifecycle, b.many, b.disks} {
 		if err := part(ctx); err != nil {
@@ -88,9 +90,9 @@ func (b *bench) cleanUp() error {
 	return errors.Join(errs...)
 }
 
-// clear unmounts what is still mounted below dir and deletes it. Its loop devices go with their mounts. It refuses
+// sweep unmounts what is still mounted below dir and deletes it. Its loop devices go with their mounts. It refuses
 // to delete anything while something stays mounted.
-func clear(dir string) error {
+func sweep(dir string) error {
 	table, err := fs.Table(dir)
 	if err != nil {
 		return err

@@ -60,10 +60,7 @@ func New(c Config) (*Daemon, error) {
 		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, pools: c.Pools,
 		defaultSize: c.DefaultSize, defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
 	}
-	if _, err := d.spec("default", nil); err != nil {
-		return nil, fmt.Errorf("defaults for new volumes: %w", err)
-	}
-	return d, nil
+	return d, CheckDefaults(c.DefaultFS, c.DefaultSize)
 }
 
 // Create makes a volume and returns what inspect shows.

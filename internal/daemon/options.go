@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,7 +160,7 @@ func (d *Daemon) spec(name string, options []Option) (volume.Spec, error) {
 	if err := s.checkFilesystem(); err != nil {
 		return s.Spec, err
 	}
-	return s.Spec, d.choosePool(&s)
+	return s.Spec, d.choosePool(&s, given)
 }
 
 func (s *CreateSpec) checkFilesystem() error {
@@ -178,19 +179,28 @@ func (s *CreateSpec) checkFilesystem() error {
 	return nil
 }
 
-// choosePool finds the pool: the one named, the first of the kind named, or the first of all.
-func (d *Daemon) choosePool(s *CreateSpec) error {
+// CheckDefaults fails with fault.ErrInvalid if no volume can have this filesystem and size in bytes.
+func CheckDefaults(filesystem string, size int64) error {
+	s := CreateSpec{Spec: volume.Spec{Filesystem: filesystem, Size: size}}
+	if err := s.checkFilesystem(); err != nil {
+		return fmt.Errorf("defaults for new volumes: %w", err)
+	}
+	return nil
+}
+
+// choosePool finds the pool: the one named, the first of the kind named, or the first of all where neither is given.
+func (d *Daemon) choosePool(s *CreateSpec, given map[string]bool) error {
 	var names, kinds []string
 	for _, pool := range d.pools {
 		names = append(names, pool.Name)
 		kinds = append(kinds, pool.Kind)
-		if (s.Pool == "" || s.Pool == pool.Name) && (s.driver == "" || s.driver == pool.Kind) {
+		if (!given["pool"] || s.Pool == pool.Name) && (!given["driver"] || s.driver == pool.Kind) {
 			s.Pool = pool.Name
 			s.BlockSize = pool.BlockSize
 			return nil
 		}
 	}
-	if s.driver != "" && !slices.Contains(kinds, s.driver) {
+	if given["driver"] && !slices.Contains(kinds, s.driver) {
 		slices.Sort(kinds)
 		return fault.Errorf(fault.ErrInvalid, "driver %q: no pool of this kind: there is %s", s.driver, strings.Join(slices.Compact(kinds), ", "))
 	}

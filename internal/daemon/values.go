@@ -14,10 +14,13 @@ var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 const nameHelp = "1 to 128 letters, digits, '_', '.' or '-', beginning with a letter or digit"
 
+// ValidName tells whether name may be the name of a volume, or of a pool.
+func ValidName(name string) bool { return nameRule.MatchString(name) }
+
 // checkName fails with fault.ErrInvalid unless name may be a volume's name. Docker checks no names, so every verb
 // does.
 func checkName(name string) error {
-	if !nameRule.MatchString(name) {
+	if !ValidName(name) {
 		return fault.Errorf(fault.ErrInvalid, "volume name %q: not allowed: use %s", name, nameHelp)
 	}
 	return nil

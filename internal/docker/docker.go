@@ -7,11 +7,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"time"
+	"unicode/utf8"
 
 	"github.com/docker/go-plugins-helpers/sdk"
 	"github.com/docker/go-plugins-helpers/volume"
@@ -72,6 +74,9 @@ func call[Request any](ctx context.Context, log *slog.Logger, limit time.Duratio
 			return
 		}
 		var request Request
+		if err == nil && !utf8.Valid(body) {
+			err = errors.New("it is not UTF-8") // which package json would replace, unasked
+		}
 		if err == nil {
 			err = json.Unmarshal(body, &request)
 		}

@@ -5,6 +5,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // A Kind classifies a failure. It is an error itself, so that errors.Is(err, fault.ErrNotFound) tells whether
@@ -49,7 +50,8 @@ func Errorf(kind Kind, format string, args ...any) error {
 	return &fault{kind: kind, err: fmt.Errorf(format, args...)}
 }
 
-// KindOf returns the outermost kind in err's chain, ErrFailed where there is none, and "" for nil.
+// KindOf returns the outermost kind in err's chain, and "" for nil. Where there is none, it is ErrNoSpace for an error
+// that tells of a full disk, and ErrFailed for others.
 func KindOf(err error) Kind {
 	if err == nil {
 		return ""
@@ -61,6 +63,9 @@ func KindOf(err error) Kind {
 	var kind Kind
 	if errors.As(err, &kind) {
 		return kind
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return ErrNoSpace
 	}
 	return ErrFailed
 }

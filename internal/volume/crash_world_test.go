@@ -109,23 +109,34 @@ func (s *site) emptyWorld(t *testing.T) *world {
 	return w
 }
 
-// newWorld copies a template and begins a life in it.
+// newWorld copies one of the site's templates and begins a life in it.
 func (s *site) newWorld(t *testing.T, xfs bool) *world {
 	t.Helper()
 	from := s.plain
 	if xfs {
 		from = s.withXFS
 	}
-	w := s.emptyWorld(t)
-	w.content = maps.Clone(from.content)
-	w.original = from.ids
-	raw, err := os.ReadFile(filepath.Join(from.root, metadata.FileName))
-	check(t, err)
-	check(t, os.WriteFile(filepath.Join(w.root, metadata.FileName), raw, 0o600))
-	cloneDir(t, from.dir, w.dir)
-	syncFilesystem(t, w.dir)
+	w := s.worldOf(t, from)
 	w.begin(t)
 	return w
+}
+
+// worldOf copies a template. The copy of its metadata is not copied: it is made when a life begins.
+func (s *site) worldOf(t *testing.T, from *template) *world {
+	t.Helper()
+	w := s.emptyWorld(t)
+	w.content, w.original = maps.Clone(from.content), from.ids
+	copyFile(t, filepath.Join(from.root, metadata.FileName), w.database())
+	cloneDir(t, from.dir, w.dir)
+	syncFilesystem(t, w.dir)
+	return w
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	raw, err := os.ReadFile(from)
+	check(t, err)
+	check(t, os.WriteFile(to, raw, 0o600))
 }
 
 // raze ends whatever a failed test left and removes the world.

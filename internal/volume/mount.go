@@ -75,7 +75,7 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, err)
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, cause(err))
 	}
 	if !filepath.IsAbs(resolved) {
 		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must be an absolute path", dir)
@@ -88,7 +88,7 @@ func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
 	}
 	entries, err := os.ReadDir(resolved)
 	if err != nil {
-		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, err)
+		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, cause(err))
 	}
 	if mounted, err := fs.IsMountpoint(resolved); err != nil {
 		return "", err
@@ -99,6 +99,15 @@ func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
 		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must be an empty directory", dir)
 	}
 	return resolved, nil
+}
+
+// cause strips the path, which may be any text, from an error that shows it unquoted.
+func cause(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 // shows tells whether the volume is mounted at dir.
@@ -237,9 +246,13 @@ func (m *Manager) isOurs(dir, path string) (bool, error) {
 		return false, err
 	}
 	if entry.Device != number {
-		return false, fault.Errorf(fault.ErrInUse, "something else is mounted at %s (device %d:%d)", dir, unix.Major(entry.Device), unix.Minor(entry.Device))
+		return false, strangerAt(dir, entry)
 	}
 	return true, nil
+}
+
+func strangerAt(dir string, entry *fs.Entry) error {
+	return fault.Errorf(fault.ErrInUse, "something else is mounted at %s (device %d:%d)", dir, unix.Major(entry.Device), unix.Minor(entry.Device))
 }
 
 // deviceNumber returns the number of a device node, as st_dev of its filesystem shows it.

@@ -135,13 +135,14 @@ func (m *Manager) firm(holders []metadata.Holder) (firm []metadata.Holder) {
 func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.Pool, deadline time.Time) (settled, error) {
 	dir, id := m.Mountpoint(v.Name), blockdev.ID(v.Device)
 	info, err := pool.Stat(ctx, id)
-	if fault.Is(err, fault.ErrNotFound) {
+	gone := fault.Is(err, fault.ErrNotFound)
+	if gone {
 		info, err = blockdev.Info{ID: id}, nil // the image is gone; unmounting is still right
 	}
 	if err != nil {
 		return settled{}, err
 	}
-	mounted, err := m.isMounted(dir, info.Path)
+	mounted, err := m.isMounted(dir, info.Path, gone)
 	if err != nil {
 		return settled{reason: "a mount that is not the volume's"}, err
 	}
@@ -175,14 +176,17 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 	return settled{reason: "a mount that no process shows"}, errors.Join(err, m.mountBack(ctx, v, pool, mounted))
 }
 
-// isMounted tells whether the volume's device is mounted at dir. Where the device is not known (its image is gone)
-// any mount there counts as the volume's.
-func (m *Manager) isMounted(dir, device string) (bool, error) {
+// isMounted tells whether the volume's device is mounted at dir. Once its image is gone any mount there counts as the
+// volume's. It fails with fault.ErrInUse if something else is mounted there.
+func (m *Manager) isMounted(dir, device string, gone bool) (bool, error) {
 	if device != "" {
 		return m.isOurs(dir, device)
 	}
 	entry, err := m.mountOf(dir)
-	return entry != nil, err
+	if err != nil || entry == nil || gone {
+		return entry != nil, err
+	}
+	return false, strangerAt(dir, entry)
 }
 
 // mountBack mounts a device that is in use elsewhere at the volume's mount point again: the same device shows the

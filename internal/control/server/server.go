@@ -2,11 +2,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"unicode/utf8"
 
 	"orlop/internal/control"
 	"orlop/internal/daemon"
@@ -93,9 +95,15 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 // decode reads a request. A field that this daemon does not know is refused, not ignored.
 func decode(w http.ResponseWriter, r *http.Request) (control.Request, error) {
 	var request control.Request
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err == nil && !utf8.Valid(body) {
+		err = errors.New("it is not UTF-8") // which package json would replace, unasked
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	err := decoder.Decode(&request)
+	if err == nil {
+		err = decoder.Decode(&request)
+	}
 	if err == nil {
 		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
 			err = errors.New("more than one JSON value")
