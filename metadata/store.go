@@ -50,6 +50,7 @@ var (
 	keyMinReader = []byte("min_reader")
 	keyRootID    = []byte("root_id")
 	keyEpoch     = []byte("epoch")
+	keyRebuild   = []byte("rebuilding") // present while a rebuild is not finished
 )
 
 // A Store is an open metadata file. It is safe for concurrent use. While it is open no other process can open
@@ -99,38 +100,68 @@ func Open(dir string) (*Store, error) {
 func (s *Store) CopyError() error { return s.copyError }
 
 // Rebuild is Open for metadata that is damaged or gone: the damaged file is kept under the name returned, and the
-// new one begins as the copy of the last start, or empty if that is no good either. Holders in it are suspect.
-// Sound metadata is opened as it is; lost then tells whether it knows no volume, so that those there are must have
-// been lost before. It fails with fault.ErrInUse if another daemon has it open.
+// new one begins as the copy of the last start, or empty if that is no good either. Holders in it are suspect, and
+// Rebuilding tells of it until Tx.FinishRebuild. Sound metadata is opened as it is; lost then tells whether it knows
+// no volume, so that those there are must have been lost before, or is still being rebuilt. It fails with
+// fault.ErrInUse if another daemon has it open.
 func Rebuild(dir string) (s *Store, lost bool, kept string, err error) {
-	path, copied := filepath.Join(dir, FileName), filepath.Join(dir, CopyName)
+	path := filepath.Join(dir, FileName)
 	s, err = open(path)
 	if err == nil {
 		lost, err = s.empty()
-		return s, lost, "", err
+		return s, lost || s.Rebuilding(), "", err
 	}
 	if fault.Is(err, fault.ErrInUse) {
 		return nil, false, "", err
+	}
+	if err := begin(path+".rebuilt", filepath.Join(dir, CopyName)); err != nil {
+		return nil, true, "", err
 	}
 	kept = path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000Z")
 	switch err := os.Rename(path, kept); {
 	case errors.Is(err, fs.ErrNotExist):
 		kept = ""
 	case err != nil:
-		return nil, false, "", fmt.Errorf("keep damaged metadata: %w", err)
+		return nil, true, "", fmt.Errorf("keep damaged metadata: %w", err)
 	}
-	if good, err := open(copied); err == nil {
-		if err := errors.Join(good.copyTo(path), good.Close()); err != nil {
-			return nil, true, kept, err
-		}
-	} else if err := create(path); err != nil {
-		return nil, true, kept, err
+	if err = os.Rename(path+".rebuilt", path); err == nil {
+		err = syncPath(dir)
 	}
-	if s, err = open(path); err != nil {
-		return nil, true, kept, err
+	if err != nil {
+		return nil, true, kept, fmt.Errorf("rebuild metadata: %w", err)
 	}
-	err = s.Update(context.Background(), func(tx *Tx) error { return tx.PutEpoch(tx.Epoch() + 1) })
+	s, err = open(path)
 	return s, true, kept, err
+}
+
+// begin makes the database at path with which a rebuild begins: the copy if that is sound, else an empty one.
+func begin(path, copied string) error {
+	good, err := open(copied)
+	if err == nil {
+		err = errors.Join(good.copyTo(path), good.Close())
+	} else {
+		err = create(path)
+	}
+	if err != nil {
+		return err
+	}
+	s, err := open(path)
+	if err != nil {
+		return err
+	}
+	err = s.Update(context.Background(), func(tx *Tx) error {
+		return errors.Join(tx.PutEpoch(tx.Epoch()+1), tx.tx.Bucket(bucketMeta).Put(keyRebuild, []byte{1}))
+	})
+	return errors.Join(err, s.Close())
+}
+
+// Rebuilding tells whether a rebuild has begun and not been finished.
+func (s *Store) Rebuilding() (unfinished bool) {
+	_ = s.db.View(func(tx *bolt.Tx) error { // which fails only if fn does, or after Close
+		unfinished = tx.Bucket(bucketMeta).Get(keyRebuild) != nil
+		return nil
+	})
+	return unfinished
 }
 
 // empty tells whether no volume is known.

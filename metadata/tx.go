@@ -161,6 +161,9 @@ func (t *Tx) Epoch() uint64 {
 	return 0
 }
 
+// FinishRebuild notes that a rebuild, if there was one, is done.
+func (t *Tx) FinishRebuild() error { return t.tx.Bucket(bucketMeta).Delete(keyRebuild) }
+
 // PutEpoch records the number of the present Docker epoch.
 func (t *Tx) PutEpoch(n uint64) error { return t.tx.Bucket(bucketMeta).Put(keyEpoch, number(n)) }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
@@ -329,8 +330,12 @@ func (b *backing) grow() error {
 	return xfs.Grow(b.dir, info.Size())
 }
 
-// Detach unmounts the built-in pool, removes its mount point and frees its loop device; other pools have nothing to detach. It fails with
-// fault.ErrInUse while a device is active. The pool cannot be used afterwards.
+// detachTries is how often Detach tries, 50 ms apart: a mount namespace that is just ending lets go a little later.
+const detachTries = 20
+
+// Detach unmounts the built-in pool, removes its mount point and frees its loop device; other pools have nothing to
+// detach. It fails with fault.ErrInUse, and the pool goes on as before, while a device is active or something uses
+// the pool's filesystem. After a success the pool cannot be used any more.
 func (p *Pool) Detach(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -340,15 +345,40 @@ func (p *Pool) Detach(ctx context.Context) error {
 	if p.file == nil {
 		return nil
 	}
-	if err := fs.Unmount(p.dir); err != nil {
-		return fmt.Errorf("detach pool: %w", err)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for try := 1; ; try++ {
+		err := p.file.release(ctx)
+		if !fault.Is(err, fault.ErrInUse) || try == detachTries {
+			if err != nil {
+				return fmt.Errorf("detach pool: %w", err)
+			}
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("detach pool: %w", ctx.Err())
+		}
 	}
-	wanted, err := fileAt(p.file.path)
+}
+
+// release unmounts the pool and frees its device, or leaves it mounted.
+func (b *backing) release(ctx context.Context) error {
+	wanted, err := fileAt(b.path)
 	if err != nil {
-		return fmt.Errorf("detach pool: %w", err)
+		return err
 	}
-	if _, err := detach(ctx, p.file.device, wanted); err != nil {
-		return fmt.Errorf("detach pool: %w", err)
+	if err := fs.Unmount(b.dir); err != nil {
+		return err
 	}
-	return fs.RemoveMountpoint(p.dir)
+	still, err := detach(ctx, b.device, wanted)
+	if err != nil {
+		if still == nil {
+			return err
+		}
+		b.device = still
+		return errors.Join(err, fs.MountPool(still.Name(), b.dir, !b.preallocated))
+	}
+	return fs.RemoveMountpoint(b.dir)
 }

@@ -164,6 +164,9 @@ func (h *crashHost) logTail() string {
 
 // remove takes away whatever a failed test left.
 func (h *crashHost) remove(t *testing.T) {
+	if t.Failed() {
+		t.Logf("the daemon's log ends:\n%s", h.logTail())
+	}
 	if h.process != nil {
 		_ = h.process.Process.Kill() // it may have ended
 		<-h.ended

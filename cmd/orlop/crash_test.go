@@ -49,7 +49,7 @@ func TestKilledDaemonLosesNothingAndLeaksNothing(t *testing.T) {
 	for ; done < kills || len(l.missing()) > 0 && done < 5*kills; done++ {
 		l.killOnce(t)
 		if t.Failed() {
-			t.Fatalf("after kill %d with ORLOP_SEED=%d; the daemon's log ends:\n%s", done+1, seed, h.logTail())
+			t.Fatalf("at kill %d with ORLOP_SEED=%d", done+1, seed)
 		}
 	}
 	fmt.Printf("%d kills of %d; in flight then: %s\n", done, kills, l.summary())

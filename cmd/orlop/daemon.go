@@ -173,7 +173,11 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 // openMetadata opens the metadata. It clears s.rebuild if there is nothing to rebuild.
 func openMetadata(s *settings, log *slog.Logger) (*metadata.Store, error) {
 	if !s.rebuild {
-		return metadata.Open(s.root)
+		store, err := metadata.Open(s.root)
+		if err == nil {
+			s.rebuild = store.Rebuilding() // an earlier start did not come to the end of it
+		}
+		return store, err
 	}
 	store, lost, kept, err := metadata.Rebuild(s.root)
 	if err != nil {
@@ -217,15 +221,12 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 			if err := volumes.SettleAll(ctx); err != nil {
 				return err
 			}
+			if err := pools.detach(ctx); err != nil {
+				return err
+			}
 		}
-		defer stop() // the control server sends this answer before it is drained
-		if !detach {
-			return nil
-		}
-		if err := pluginServer.Shutdown(ctx); err != nil {
-			return fmt.Errorf("stop serving docker: %w", err)
-		}
-		return pools.detach(ctx)
+		stop() // the control server sends this answer before it is drained
+		return nil
 	}
 	controlServer := newServer(observed.Observe(server.Handler(d, version, shutdown)), log)
 	metricsServer := newServer(observed.Handler(), log)

@@ -36,7 +36,7 @@ func parsePools(texts []string) ([]poolSpec, error) {
 		texts = []string{"loop"}
 	}
 	var specs []poolSpec
-	seen := map[string]bool{}
+	seen, places := map[string]bool{}, map[string]bool{}
 	for _, text := range texts {
 		spec := poolSpec{name: "loop"}
 		rest := text
@@ -57,7 +57,10 @@ func parsePools(texts []string) ([]poolSpec, error) {
 		if hasDir {
 			spec.dir = filepath.Clean(dir)
 		}
-		seen[spec.name] = true
+		if places[spec.dir] {
+			return nil, fault.Errorf(fault.ErrInvalid, "--pool %q: another pool is in the same place: %s", text, poolHelp)
+		}
+		seen[spec.name], places[spec.dir] = true, true
 		specs = append(specs, spec)
 	}
 	return specs, nil

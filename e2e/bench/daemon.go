@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -61,6 +62,7 @@ func (d *daemon) start(ctx context.Context) (time.Duration, error) {
 	args := append([]string{"daemon", "--root", d.root, "--plugin-socket", d.socket("plugin"), "--control-socket", d.socket("control")}, d.flags...)
 	d.cmd = exec.Command(d.bench.program, args...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C is for us: we end it
 	begin := time.Now()
 	if err := d.cmd.Start(); err != nil {
 		return 0, err

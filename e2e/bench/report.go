@@ -9,15 +9,24 @@ import (
 	"unicode/utf8"
 )
 
-// A row is one line of the table. Its figures are in unit.
+// A row is one line of the table. Its figures are in unit, one of each run.
 type row struct {
 	what, unit  string
-	ours        float64
-	peer        float64 // 0 if there is none
+	ours        series
+	peer        series  // in the same runs; nil if there is none
 	below       float64 // aim for ours; 0 if there is none
 	ratioBelow  float64 // aim for ours divided by the peer's
 	ratioAbove  float64
 	explanation string // printed if the aim is missed
+}
+
+// ratio is the median of the runs' ratios: what else the machine does in a run slows both down.
+func (w row) ratio() float64 {
+	var ratios series
+	for i := range min(len(w.ours), len(w.peer)) {
+		ratios = append(ratios, w.ours[i]/w.peer[i])
+	}
+	return ratios.median()
 }
 
 // report collects what is to be printed.
@@ -34,17 +43,13 @@ func (r *report) note(format string, args ...any) {
 
 // verdict says what was aimed at and whether that was reached.
 func (w row) verdict() (aim string, met bool) {
-	ratio := 0.0
-	if w.peer > 0 {
-		ratio = w.ours / w.peer
-	}
 	switch {
 	case w.below > 0:
-		aim, met = "< "+number(w.below), w.ours < w.below
+		aim, met = "< "+number(w.below), w.ours.median() < w.below
 	case w.ratioBelow > 0:
-		aim, met = fmt.Sprintf("≤ %.2f ×", w.ratioBelow), ratio <= w.ratioBelow
+		aim, met = fmt.Sprintf("≤ %.2f ×", w.ratioBelow), w.ratio() <= w.ratioBelow
 	case w.ratioAbove > 0:
-		aim, met = fmt.Sprintf("≥ %.2f ×", w.ratioAbove), ratio >= w.ratioAbove
+		aim, met = fmt.Sprintf("≥ %.2f ×", w.ratioAbove), w.ratio() >= w.ratioAbove
 	default:
 		return "", true
 	}
@@ -60,14 +65,14 @@ func (r *report) print(w io.Writer) {
 	var missed []string
 	for _, row := range r.rows {
 		peer, ratio := "", ""
-		if row.peer > 0 {
-			peer, ratio = number(row.peer), fmt.Sprintf("%.2f", row.ours/row.peer)
+		if row.peer != nil {
+			peer, ratio = number(row.peer.median()), fmt.Sprintf("%.2f", row.ratio())
 		}
 		aim, met := row.verdict()
 		if !met && row.explanation != "" {
 			missed = append(missed, fmt.Sprintf("%s: %s", row.what, row.explanation))
 		}
-		lines = append(lines, []string{row.what, row.unit, number(row.ours), peer, ratio, aim})
+		lines = append(lines, []string{row.what, row.unit, number(row.ours.median()), peer, ratio, aim})
 	}
 	widths := make([]int, len(lines[0]))
 	for _, line := range lines {

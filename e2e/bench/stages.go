@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,18 +49,21 @@ func (b *bench) stages(ctx context.Context, whole row) (err error) {
 		parts = append(parts, fmt.Sprintf("%s %s", name, number(p50)))
 	}
 	b.report.note("Stages of create and mount, one volume at a time, p50 in ms: %s; together %s of the %s that a client waits for.",
-		strings.Join(parts, ", "), number(sum), number(whole.ours))
+		strings.Join(parts, ", "), number(sum), number(whole.ours.median()))
 	return nil
 }
 
 // timeStages makes, mounts and removes one volume in the steps of internal/volume, calling timed for each.
-func (b *bench) timeStages(ctx context.Context, store *metadata.Store, pool *loop.Pool, dir string, timed func(string, func() error) error) error {
+func (b *bench) timeStages(ctx context.Context, store *metadata.Store, pool *loop.Pool, dir string, timed func(string, func() error) error) (err error) {
 	const size = 10 << 30
 	ext4, err := fs.Lookup("ext4")
 	if err != nil {
 		return err
 	}
 	id, path := blockdev.NewID(), ""
+	defer func() {
+		err = errors.Join(err, fs.Unmount(dir), pool.Deactivate(context.WithoutCancel(ctx), id), pool.Remove(context.WithoutCancel(ctx), id))
+	}()
 	v := metadata.Volume{ID: string(id), Name: string(id), Device: string(id), Pool: "loop", Size: size, Filesystem: "ext4", State: metadata.Creating}
 	put := func() error {
 		return store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(v) })
@@ -93,11 +97,5 @@ func (b *bench) timeStages(ctx context.Context, store *metadata.Store, pool *loo
 			return fmt.Errorf("stage %s: %w", step.name, err)
 		}
 	}
-	if err := fs.Unmount(dir); err != nil {
-		return err
-	}
-	if err := pool.Deactivate(ctx, id); err != nil {
-		return err
-	}
-	return pool.Remove(ctx, id)
+	return nil
 }

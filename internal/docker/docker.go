@@ -46,7 +46,16 @@ func Handler(ctx context.Context, d *daemon.Daemon, log *slog.Logger) http.Handl
 		answer(w, map[string][]string{"Implements": {"VolumeDriver"}}, nil)
 	})
 	mux.HandleFunc("/VolumeDriver.Create", call(ctx, log, longLimit, a.create))
-	mux.HandleFunc("/VolumeDriver.Mount", call(ctx, log, longLimit, a.mount))
+	mux.HandleFunc("/VolumeDriver.Mount", func(w http.ResponseWriter, r *http.Request) {
+		call(ctx, log, longLimit, func(ctx context.Context, m volume.MountRequest) (any, error) {
+			response, err := a.mount(ctx, m)
+			if err == nil && r.Context().Err() != nil {
+				// Docker gave up. It counts this Mount as failed and never sends its Unmount.
+				_, err = a.unmount(ctx, volume.UnmountRequest(m))
+			}
+			return response, err
+		})(w, r)
+	})
 	mux.HandleFunc("/VolumeDriver.Unmount", call(ctx, log, shortLimit, a.unmount))
 	mux.HandleFunc("/VolumeDriver.Remove", call(ctx, log, shortLimit, a.remove))
 	mux.HandleFunc("/VolumeDriver.Path", call(ctx, log, shortLimit, a.path))

@@ -249,8 +249,9 @@ func (w *world) wantFiles(t *testing.T, v metadata.Volume, dir string) {
 		if text, err := os.ReadFile(filepath.Join(dir, fileName)); err != nil || string(text) != want {
 			t.Errorf("volume %s: file of %d bytes, want %d: %v", v.Name, len(text), len(want), err)
 		}
-	} else if files := entries(t, dir); len(files) > 0 {
-		t.Errorf("volume %s is not empty: %v", v.Name, files)
+	}
+	if files := entries(t, dir); isOld != (len(files) == 1) || len(files) > 1 {
+		t.Errorf("in volume %s: %v", v.Name, files)
 	}
 	var stat unix.Stat_t
 	check(t, unix.Stat(dir, &stat))

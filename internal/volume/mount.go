@@ -169,6 +169,9 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		if err := m.Truncated(v, info.Size); err != nil {
 			return err
 		}
+		if err := refuseCutOff(ctx, pool, kind, info); err != nil {
+			return err
+		}
 		if err := m.growDevice(ctx, v, v, pool); fault.Is(err, fault.ErrNoSpace) {
 			m.log.Warn("growth waits for space, and for the next mount after that", "volume", v.Name, "error", err)
 		} else if err != nil {
@@ -181,8 +184,12 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	}
 	dir := m.Mountpoint(v.Name)
 	mounted, err := m.isOurs(dir, path)
-	if err != nil || mounted {
+	if err != nil {
 		return err
+	}
+	if mounted {
+		m.removeLostFound(v, dir)
+		return nil
 	}
 	u.Push("deactivate", func(ctx context.Context) error { return pool.Deactivate(ctx, id) })
 	if info, err = pool.Stat(ctx, id); err != nil {
@@ -193,7 +200,7 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		size = 0 // to grow a filesystem takes space: on a full disk it is mounted as it is
 	}
 	options := v.MountOptions
-	checked, err := m.prepare(ctx, v, kind, path, size)
+	err = m.prepare(ctx, v, kind, path, size)
 	if fault.Is(err, fault.ErrNoSpace) {
 		m.log.Error("volume is mounted read-only", "volume", v.Name, "error", err)
 		options, size = append(slices.Clone(options), "ro"), 0
@@ -210,16 +217,19 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
 		return errors.Join(err, fmt.Errorf("%s does not show %s after mounting it", dir, path))
 	}
-	if checked {
-		if err := m.host.RemoveLostFound(dir); err != nil { // e2fsck brings it back
-			return err
-		}
-	}
+	m.removeLostFound(v, dir)
 	if err := m.growFilesystem(v, kind, path, size); err != nil {
 		return err
 	}
 	m.log.Info("volume mounted", "volume", v.Name, "device", path)
 	return nil
+}
+
+// removeLostFound removes what e2fsck brings back, perhaps in a life that ended right after that.
+func (m *Manager) removeLostFound(v metadata.Volume, dir string) {
+	if err := m.host.RemoveLostFound(dir); err != nil && !errors.Is(err, unix.EROFS) {
+		m.log.Warn("lost+found not removed", "volume", v.Name, "error", err)
+	}
 }
 
 // Truncated fails with fault.ErrCorrupt if a volume's device of size bytes is smaller than it has been seen to be.
@@ -232,6 +242,26 @@ func (m *Manager) Truncated(v metadata.Volume, size int64) error {
 		}
 		return err
 	})
+}
+
+// refuseCutOff fails with fault.ErrCorrupt if a device that is to grow is smaller than its filesystem: it was truncated,
+// and after a loss of the metadata nothing else tells. To grow it would hide that.
+func refuseCutOff(ctx context.Context, pool blockdev.Pool, kind fs.Type, info blockdev.Info) (err error) {
+	path, err := pool.Activate(ctx, info.ID, blockdev.ReadWrite)
+	if err != nil {
+		return err
+	}
+	size, err := kind.Size(path)
+	switch {
+	case err != nil:
+		err = fault.Errorf(fault.ErrCorrupt, "device %s of %d bytes cannot grow: %w", info.ID, info.Size, err)
+	case size > info.Size:
+		err = fault.Errorf(fault.ErrCorrupt, "device %s has %d bytes and its filesystem %d: it was truncated, and what it held beyond is lost", info.ID, info.Size, size)
+	}
+	if err != nil && info.Path == "" {
+		err = errors.Join(err, pool.Deactivate(context.WithoutCancel(ctx), info.ID))
+	}
+	return err
 }
 
 // isOurs tells whether dir is a mount of the device node at path. It fails with fault.ErrInUse if something else
@@ -265,33 +295,33 @@ func deviceNumber(path string) (uint64, error) {
 }
 
 // prepare checks a filesystem that recorded an error, and grows one that can only be grown unmounted, if nobody
-// has it mounted. It tells whether the filesystem was checked. It fails with fault.ErrNoSpace if there is no space
-// for a check that is due: then the filesystem can be read, and is for the next mount to check.
-func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) (checked bool, err error) {
+// has it mounted. It fails with fault.ErrNoSpace if there is no space for a check that is due: then the filesystem can
+// be read, and is for the next mount to check.
+func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return false, nil // mounted in another namespace
+		return nil // mounted in another namespace
 	}
 	if err == nil {
 		err = f.Close()
 	}
 	if err != nil {
-		return false, fmt.Errorf("claim device: %w", err)
+		return fmt.Errorf("claim device: %w", err)
 	}
 	if err := m.roomToRepair(ctx, v, kind, path); err != nil {
-		return false, err
+		return err
 	}
-	checked, err = m.host.Repair(ctx, kind, path)
-	if checked {
+	repaired, err := m.host.Repair(ctx, kind, path)
+	if repaired {
 		m.log.Warn("filesystem repaired", "volume", v.Name, "device", path)
 	}
 	if err != nil || kind.GrowsMounted() {
-		return checked, err
+		return err
 	}
 	if now, err := kind.Size(path); err != nil || now >= size {
-		return checked, err
+		return err
 	}
-	return true, m.host.GrowOffline(ctx, kind, path)
+	return m.host.GrowOffline(ctx, kind, path)
 }
 
 // growFilesystem extends a mounted filesystem that is smaller than its device of size bytes: a resize, or one that

@@ -17,7 +17,7 @@ import (
 // Rebuild brings the metadata in line with what the devices in the pools carry, after the database was lost: each
 // device's own record is newer than the copy that the database may begin with. Volumes of the copy whose device is
 // gone from its pool have been deleted since and go. A device whose record cannot be used stays unknown. It comes
-// before Recover, is all or nothing, and may be repeated.
+// before Recover, is all or nothing, and is repeated at the next start until it has been done.
 func (m *Manager) Rebuild(ctx context.Context) error {
 	found := map[string][]blockdev.Info{}
 	for _, pool := range m.pools {
@@ -47,7 +47,7 @@ func (m *Manager) Rebuild(ctx context.Context) error {
 				m.log.Info("volume restored from its device", "volume", v.Name, "state", v.State, "size", v.Size)
 			}
 		}
-		return nil
+		return tx.FinishRebuild()
 	})
 }
 

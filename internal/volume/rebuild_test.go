@@ -136,9 +136,6 @@ func TestADamagedImageIsThatVolumesTroubleOnly(t *testing.T) {
 	} {
 		for _, lost := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, metadata lost %t", trouble.name, lost), func(t *testing.T) {
-				if lost && trouble.kind == fault.ErrCorrupt && trouble.name != "blank" {
-					t.Skip("the size that the image had stands nowhere then")
-				}
 				w := s.newWorld(t, false)
 				v := w.volume(t, subject)
 				w.die(t)

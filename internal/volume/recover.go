@@ -2,13 +2,21 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"orlop/blockdev"
 	"orlop/fs"
+	"orlop/internal/fault"
 	"orlop/metadata"
 )
+
+// orphanWait is how long the start waits for commands of a daemon that was killed: a mkfs or resize2fs of its goes on
+// and has the device.
+const orphanWait = 5 * time.Second
 
 // settleEvery is how often volumes without holders that were kept are looked at again.
 const settleEvery = time.Minute
@@ -23,34 +31,41 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.dropEnded(ctx); err != nil {
 		return err
 	}
-	err := m.eachIn(metadata.Creating, func(v metadata.Volume) {
-		if err := m.undoCreate(ctx, v); err != nil {
-			m.log.Error("creation not undone", "volume", v.Name, "error", err)
-			return
-		}
-		m.log.Warn("creation undone that was cut short", "volume", v.Name, "id", v.ID)
-	})
+	deadline := time.Now().Add(orphanWait)
+	err := m.eachIn(metadata.Creating, func(v metadata.Volume) { m.undoAbandoned(ctx, v, deadline) })
 	if err != nil {
 		return err
 	}
 	return m.eachIn(metadata.Ready, func(v metadata.Volume) {
-		if err := m.remount(ctx, v); err != nil {
+		if err := m.remount(ctx, v, deadline); err != nil {
 			m.log.Error("volume not mounted again", "volume", v.Name, "error", err)
 		}
 	})
 }
 
-// remount mounts a volume that somebody holds and that is not mounted: a growth for which it was unmounted was cut
-// short.
-func (m *Manager) remount(ctx context.Context, v metadata.Volume) error {
+// undoAbandoned undoes a creation that was cut short. It tries until deadline while something has the device.
+func (m *Manager) undoAbandoned(ctx context.Context, v metadata.Volume, deadline time.Time) {
+	if err := retryInUse(deadline, func() error { return m.undoCreate(ctx, v) }); err != nil {
+		m.log.Error("creation not undone", "volume", v.Name, "error", err)
+		return
+	}
+	m.log.Warn("creation undone that was cut short", "volume", v.Name, "id", v.ID)
+}
+
+// remount mounts a volume that somebody holds, if it is not mounted or not all done: a growth for which it was
+// unmounted was cut short. It tries until deadline while something has the device.
+func (m *Manager) remount(ctx context.Context, v metadata.Volume, deadline time.Time) error {
 	holders, err := m.holders(v)
 	if err != nil || len(m.firm(holders)) == 0 {
 		return err
 	}
-	if entry, err := m.mountOf(m.Mountpoint(v.Name)); err != nil || entry != nil {
+	return retryInUse(deadline, func() error {
+		err := m.mount(ctx, v)
+		if errors.Is(err, unix.EBUSY) {
+			err = fault.Errorf(fault.ErrInUse, "%w", err)
+		}
 		return err
-	}
-	return m.mount(ctx, v)
+	})
 }
 
 // thaw ends the freezes that were announced and not withdrawn. Another boot's ended with it.
@@ -152,6 +167,9 @@ func (m *Manager) Tidy(ctx context.Context) {
 		}
 	})
 	if err == nil {
+		err = m.eachIn(metadata.Creating, func(v metadata.Volume) { m.undoUnattended(ctx, v) })
+	}
+	if err == nil {
 		err = m.eachIn(metadata.Ready, func(v metadata.Volume) {
 			if ctx.Err() == nil && m.unsettled(ctx, v) {
 				m.settleAgain(ctx, v)
@@ -160,6 +178,21 @@ func (m *Manager) Tidy(ctx context.Context) {
 	}
 	if err != nil {
 		m.log.Error("tidying failed", "error", err)
+	}
+}
+
+// undoUnattended undoes a creation that no request works on: one that could not be undone when it failed or at the
+// start.
+func (m *Manager) undoUnattended(ctx context.Context, v metadata.Volume) {
+	ctx, cancel := context.WithTimeout(ctx, probeWait) // whoever works on it has the lock
+	defer cancel()
+	v, release, err := m.acquire(ctx, v.ID)
+	if err != nil {
+		return
+	}
+	defer release()
+	if v.State == metadata.Creating {
+		m.undoAbandoned(context.WithoutCancel(ctx), v, time.Now())
 	}
 }
 
