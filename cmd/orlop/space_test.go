@@ -183,7 +183,7 @@ func (d *spaceDaemon) end() {
 func (d *spaceDaemon) kill() {
 	d.t.Helper()
 	_ = d.cmd.Process.Kill()
-	<-d.done
+	_ = <-d.done // killed, as its error says
 }
 
 func (d *spaceDaemon) orlop(args ...string) outcome {

@@ -227,8 +227,7 @@ func forget(name string) func(testing.TB, *world) {
 // database is the path of the metadata.
 func (w *world) database() string { return filepath.Join(w.root, metadata.FileName) }
 
-// beginRebuild begins a life with lost metadata up to where it is rebuilt. From here on a person asks for that at
-// each start.
+// beginRebuild begins a life with lost metadata up to where it is rebuilt.
 func (w *world) beginRebuild(t testing.TB) {
 	t.Helper()
 	w.rebuild = true

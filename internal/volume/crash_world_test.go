@@ -45,7 +45,7 @@ type world struct {
 	dir  string // of the pool
 	user string // a directory of a user's, to mount a volume at
 	boot string
-	// rebuild asks for lost metadata to be rebuilt when a life begins.
+	// rebuild asks for lost metadata to be rebuilt when the next life begins.
 	rebuild bool
 
 	*cut
@@ -153,12 +153,14 @@ func (w *world) raze(t *testing.T) {
 func (w *world) prepare(ctx context.Context) (lost bool, err error) {
 	if w.rebuild {
 		w.store, lost, _, err = metadata.Rebuild(w.root)
+		w.rebuild = false // a person asks once; what is not finished then goes on at the next start
 	} else {
 		w.store, err = metadata.Open(w.root)
 	}
 	if err != nil {
 		return lost, err
 	}
+	lost = lost || w.store.Rebuilding()
 	var known metadata.Pool
 	err = w.store.View(func(tx *metadata.Tx) (err error) {
 		known, _, err = tx.Pool("loop")

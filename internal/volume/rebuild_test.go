@@ -48,7 +48,6 @@ func TestRebuildBringsBackEveryVolume(t *testing.T) {
 			w.wantContent(t)
 			w.wantRelease(t)
 			w.die(t)
-			w.rebuild = false // and the next start needs nothing
 			w.life(t, func() { wantOneOf(t, w.picture(t), full.picture) })
 		})
 	}
