@@ -183,7 +183,9 @@ func (d *spaceDaemon) end() {
 func (d *spaceDaemon) kill() {
 	d.t.Helper()
 	_ = d.cmd.Process.Kill()
-	_ = <-d.done // killed, as its error says
+	if err := <-d.done; err == nil {
+		d.t.Error("the daemon ended by itself before it was killed")
+	}
 }
 
 func (d *spaceDaemon) orlop(args ...string) outcome {

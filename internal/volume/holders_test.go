@@ -159,21 +159,27 @@ func strangerAtMountpoint(t *testing.T, w *world) {
 			t.Fatalf("%s touched what somebody else had mounted: %v (error %v)", after, w.mounts(t), err)
 		}
 	}
+	settleAll := func() {
+		t.Helper()
+		stays("unmount", w.Unmount(ctx, id, "docker"))
+		stays("unmount for a user", w.UnmountUser(ctx, id))
+		w.Tidy(ctx)
+		stays("tidy", nil)
+		err := w.Delete(ctx, id)
+		if stays("delete", err); err == nil {
+			t.Error("deleted")
+		}
+		stays("settle all", w.SettleAll(ctx))
+	}
+	settleAll()
 	_, err := w.Mount(ctx, id, "docker")
-	stays("mount", err)
-	if !fault.Is(err, fault.ErrInUse) {
+	if stays("mount", err); !fault.Is(err, fault.ErrInUse) {
 		t.Errorf("mount: %v", err)
 	}
-	stays("unmount", w.Unmount(ctx, id, "docker"))
-	stays("unmount for a user", w.UnmountUser(ctx, id))
-	w.Tidy(ctx)
-	stays("tidy", nil)
-	err = w.Delete(ctx, id)
-	stays("delete", err)
-	if err == nil {
-		t.Error("deleted")
+	if left := attachedBelow(w.dir); len(left) > 0 {
+		t.Errorf("not mounted, but attached: %v", left)
 	}
-	stays("settle all", w.SettleAll(ctx))
+	settleAll()
 	check(t, unix.Unmount(dir, 0))
 	w.mount(t, "docker")
 	w.wantMounted(t, subject, "docker")

@@ -182,6 +182,7 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	if err != nil {
 		return err
 	}
+	u.Push("deactivate", func(ctx context.Context) error { return pool.Deactivate(ctx, id) })
 	dir := m.Mountpoint(v.Name)
 	mounted, err := m.isOurs(dir, path)
 	if err != nil {
@@ -191,7 +192,6 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		m.removeLostFound(v, dir)
 		return nil
 	}
-	u.Push("deactivate", func(ctx context.Context) error { return pool.Deactivate(ctx, id) })
 	if info, err = pool.Stat(ctx, id); err != nil {
 		return err
 	}
