@@ -153,9 +153,13 @@ func FinishRoot(dir string, uid, gid int, mode uint32) error {
 	return nil
 }
 
-// RemoveLostFound removes an empty lost+found from the filesystem mounted at dir.
+// RemoveLostFound removes an empty lost+found from the filesystem mounted at dir. Where there is none it writes
+// nothing, and so does not wait for the end of a freeze.
 func RemoveLostFound(dir string) error {
-	err := os.Remove(dir + "/lost+found")
+	_, err := os.Lstat(dir + "/lost+found")
+	if err == nil {
+		err = os.Remove(dir + "/lost+found")
+	}
 	if err == nil || errors.Is(err, os.ErrNotExist) || isNotEmpty(err) {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -213,9 +214,22 @@ func openByHandle(path string, flags int) (*os.File, error) {
 // anybody has the device's filesystem mounted, in whatever namespace, or will not let go of the device; the
 // device then stays attached and is returned open.
 func detach(ctx context.Context, held *os.File, wanted file) (still *os.File, err error) {
+	name := held.Name()
+	if still, err := free(held, wanted); still != nil || err != nil {
+		return still, err
+	}
+	return awaitDetached(ctx, name, wanted)
+}
+
+// free is detach without waiting for the device to be gone.
+func free(held *os.File, wanted file) (still *os.File, err error) {
 	if backing, ok := backs(held); !ok || backing != wanted {
 		return nil, held.Close() // freed, and perhaps somebody else's by now
 	}
+	// A command that is just being started has a copy of every descriptor for a moment; not of this one, whose claim
+	// would outlive it.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	exclusive, err := os.OpenFile(held.Name(), os.O_RDONLY|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return held, fault.Errorf(fault.ErrInUse, "%s: its filesystem is mounted somewhere", held.Name())
@@ -230,11 +244,10 @@ func detach(ctx context.Context, held *os.File, wanted file) (still *os.File, er
 		_ = exclusive.Close()
 		return held, fmt.Errorf("detach %s: %w", held.Name(), err)
 	}
-	name := held.Name()
 	if err := errors.Join(exclusive.Close(), held.Close()); err != nil {
-		return nil, fmt.Errorf("detach %s: %w", name, err)
+		return nil, fmt.Errorf("detach %s: %w", held.Name(), err)
 	}
-	return awaitDetached(ctx, name, wanted)
+	return nil, nil
 }
 
 // awaitDetached waits until the device no longer shows the file: the kernel frees it with its last opener.

@@ -87,8 +87,7 @@ func TestSpaceDaemon(t *testing.T) {
 	if args == "" {
 		t.Skip("a process of other tests")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	if code := run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr); code != 0 {
 		t.Errorf("exit code %d", code)
 	}

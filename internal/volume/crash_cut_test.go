@@ -53,17 +53,17 @@ func (c *cut) effect(name string, do func() error) error {
 }
 
 // run calls an operation, and tells whether its life was cut.
-func (c *cut) run(operation func() error) (err error, cut bool) {
+func (c *cut) run(operation func() error) (died bool, err error) {
 	defer func() {
 		switch p := recover().(type) {
 		case nil:
 		case killed:
-			cut = true
+			died = true
 		default:
 			panic(p)
 		}
 	}()
-	return operation(), false
+	return false, operation()
 }
 
 type cutPool struct {

@@ -207,7 +207,7 @@ func halfDeleted(t testing.TB, w *world) {
 func (w *world) cutOn(t testing.TB, effect string, run func(context.Context, *world) error) {
 	t.Helper()
 	*w.cut = cut{on: effect, after: true}
-	if err, cut := w.cut.run(func() error { return run(t.Context(), w) }); !cut {
+	if died, err := w.cut.run(func() error { return run(t.Context(), w) }); !died {
 		t.Fatalf("no effect %s: %v", effect, err)
 	}
 	w.die(t)

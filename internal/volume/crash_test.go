@@ -25,7 +25,7 @@ func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
 					t.Run(fmt.Sprintf("%s-%d-%s", side, i+1, effect), func(t *testing.T) {
 						w := o.world(t, s)
 						*w.cut = cut{at: i + 1, after: side == "after"}
-						err, died := w.cut.run(func() error { return o.run(t.Context(), w) })
+						died, err := w.cut.run(func() error { return o.run(t.Context(), w) })
 						if got := w.effects[len(w.effects)-1]; !died || got != effect {
 							t.Fatalf("the operation did not come to die at %s: last was %s, error %v", effect, got, err)
 						}

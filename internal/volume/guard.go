@@ -127,7 +127,7 @@ func (m *Manager) makeRoomFor(ctx context.Context, id string) {
 	}
 }
 
-// trimPool trims a pool's volumes that are mounted.
+// trimPool trims a pool's volumes that are mounted, unless writers are stalled: a trim would wait for their end.
 func (m *Manager) trimPool(ctx context.Context, name string) {
 	ctx, cancel := context.WithTimeout(ctx, trimLimit)
 	defer cancel()
@@ -137,7 +137,7 @@ func (m *Manager) trimPool(ctx context.Context, name string) {
 		return
 	}
 	err = m.eachIn(metadata.Ready, func(v metadata.Volume) {
-		if _, is := mounted[m.Mountpoint(v.Name)]; !is || v.Pool != name || ctx.Err() != nil {
+		if _, is := mounted[m.Mountpoint(v.Name)]; !is || v.Pool != name || ctx.Err() != nil || m.stalls.any() {
 			return
 		}
 		bytes, err := m.Trim(ctx, v.ID)

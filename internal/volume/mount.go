@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -298,12 +299,16 @@ func deviceNumber(path string) (uint64, error) {
 // has it mounted. It fails with fault.ErrNoSpace if there is no space for a check that is due: then the filesystem can
 // be read, and is for the next mount to check.
 func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) error {
+	// A command that is just being started has a copy of every descriptor for a moment; not of this one, which
+	// would claim the device still when it is to be mounted.
+	syscall.ForkLock.RLock()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return nil // mounted in another namespace
-	}
 	if err == nil {
 		err = f.Close()
+	}
+	syscall.ForkLock.RUnlock()
+	if errors.Is(err, unix.EBUSY) {
+		return nil // mounted in another namespace
 	}
 	if err != nil {
 		return fmt.Errorf("claim device: %w", err)
