@@ -59,9 +59,10 @@ func listen(s settings) (plugin, control socket, err error) {
 		}
 	}
 	if control.Listener == nil {
-		if control, err = listenAt(s.controlSocket); err == nil {
-			err = openToGroup(s.controlSocket)
-		}
+		control, err = listenAt(s.controlSocket)
+	}
+	if err == nil {
+		err = openToGroup(s.controlSocket)
 	}
 	if err != nil {
 		plugin.remove()

@@ -25,6 +25,7 @@ func prepareRoot(root string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("data root: %w", err)
 	}
+	root = resolve(root)
 	if err := refuseUnmounted(root); err != nil {
 		return "", err
 	}
@@ -35,6 +36,16 @@ func prepareRoot(root string) (string, error) {
 		return "", fmt.Errorf("data root: %w", err)
 	}
 	return root, nil
+}
+
+// resolve follows the symbolic links in a path, as far as it exists.
+func resolve(path string) string {
+	for dir, rest := path, ""; dir != "/"; dir, rest = filepath.Dir(dir), filepath.Join(filepath.Base(dir), rest) {
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			return filepath.Join(resolved, rest)
+		}
+	}
+	return path
 }
 
 // note is the file beside a mount point that says that a data root is on what is mounted there.

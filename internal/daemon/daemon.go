@@ -171,8 +171,9 @@ func (d *Daemon) RemoveDocker(ctx context.Context, name string) error {
 	return err
 }
 
-// MountDocker mounts the volume of exactly this name for one of Docker's mount IDs and returns its mount point.
-func (d *Daemon) MountDocker(ctx context.Context, name, holder string) (string, error) {
+// MountDocker mounts the volume of exactly this name for one of Docker's mount IDs and returns its mount point. It
+// lets go again if gone says in the end that Docker has given up: it would never send the Unmount.
+func (d *Daemon) MountDocker(ctx context.Context, name, holder string, gone func() bool) (string, error) {
 	if err := checkHolder(holder); err != nil {
 		return "", err
 	}
@@ -183,7 +184,7 @@ func (d *Daemon) MountDocker(ctx context.Context, name, holder string) (string, 
 	if id == "" {
 		return "", fault.Errorf(fault.ErrNotFound, "volume %q: not found", name)
 	}
-	return d.volumes.Mount(ctx, id, holder)
+	return d.volumes.MountFor(ctx, id, holder, gone)
 }
 
 // UnmountDocker drops one of Docker's mount IDs. A volume that is gone is success.

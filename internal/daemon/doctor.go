@@ -37,8 +37,8 @@ func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
 		d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
 	} {
 		found, err := look(ctx)
-		if err != nil {
-			return nil, err
+		if err != nil { // no reason to keep the rest to itself
+			found = append(found, Finding{severe, "doctor", err.Error(), "orlop info"})
 		}
 		findings = append(findings, found...)
 	}

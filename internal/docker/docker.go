@@ -47,13 +47,10 @@ func Handler(ctx context.Context, d *daemon.Daemon, log *slog.Logger) http.Handl
 	})
 	mux.HandleFunc("/VolumeDriver.Create", call(ctx, log, longLimit, a.create))
 	mux.HandleFunc("/VolumeDriver.Mount", func(w http.ResponseWriter, r *http.Request) {
+		gone := func() bool { return r.Context().Err() != nil }
 		call(ctx, log, longLimit, func(ctx context.Context, m volume.MountRequest) (any, error) {
-			response, err := a.mount(ctx, m)
-			if err == nil && r.Context().Err() != nil {
-				// Docker gave up. It counts this Mount as failed and never sends its Unmount.
-				_, err = a.unmount(ctx, volume.UnmountRequest(m))
-			}
-			return response, err
+			path, err := a.daemon.MountDocker(ctx, m.Name, m.ID, gone)
+			return volume.MountResponse{Mountpoint: path}, err
 		})(w, r)
 	})
 	mux.HandleFunc("/VolumeDriver.Unmount", call(ctx, log, shortLimit, a.unmount))
@@ -137,11 +134,6 @@ func (a adapter) create(ctx context.Context, r volume.CreateRequest) (any, error
 
 func (a adapter) remove(ctx context.Context, r volume.RemoveRequest) (any, error) {
 	return empty{}, a.daemon.RemoveDocker(ctx, r.Name)
-}
-
-func (a adapter) mount(ctx context.Context, r volume.MountRequest) (any, error) {
-	path, err := a.daemon.MountDocker(ctx, r.Name, r.ID)
-	return volume.MountResponse{Mountpoint: path}, err
 }
 
 func (a adapter) unmount(ctx context.Context, r volume.UnmountRequest) (any, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"orlop/fs"
 	"orlop/internal/run"
@@ -34,6 +35,10 @@ type records interface {
 	Update(ctx context.Context, fn func(*metadata.Tx) error) error
 }
 
+// repairLimit bounds a check or an offline growth. They are never cut short for a caller who cannot wait: they would
+// begin anew at each mount, and a growth that is killed may leave damage.
+const repairLimit = 24 * time.Hour
+
 type kernel struct {
 	runner run.Runner
 }
@@ -62,12 +67,12 @@ func (k kernel) Grow(kind fs.Type, device, dir string, size int64) error {
 	return nil
 }
 
-func (k kernel) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
-	return kind.GrowOffline(ctx, k.runner, device)
+func (kernel) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
+	return kind.GrowOffline(context.WithoutCancel(ctx), run.Runner{Limit: repairLimit}, device)
 }
 
-func (k kernel) Repair(ctx context.Context, kind fs.Type, device string) (bool, error) {
-	return kind.Repair(ctx, k.runner, device)
+func (kernel) Repair(ctx context.Context, kind fs.Type, device string) (bool, error) {
+	return kind.Repair(context.WithoutCancel(ctx), run.Runner{Limit: repairLimit}, device)
 }
 
 func (kernel) FinishRoot(dir string, uid, gid int, mode uint32) error {

@@ -27,6 +27,12 @@ const userHolder = "orlop-mount"
 // same answer. The answer is given only when the kernel shows the mount. It does not fail because the holder could
 // not be recorded: the kernel knows who uses the volume.
 func (m *Manager) Mount(ctx context.Context, id, holder string) (string, error) {
+	return m.MountFor(ctx, id, holder, func() bool { return false })
+}
+
+// MountFor is Mount for a caller who may have gone away meanwhile, as gone tells: then the holder is dropped at once,
+// under the same lock, so that it can be no later caller's with the same ID.
+func (m *Manager) MountFor(ctx context.Context, id, holder string, gone func() bool) (string, error) {
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
 		return "", err
@@ -35,8 +41,17 @@ func (m *Manager) Mount(ctx context.Context, id, holder string) (string, error) 
 	if err := m.mount(ctx, v); err != nil {
 		return "", fmt.Errorf("mount volume %q: %w", v.Name, err)
 	}
-	m.recordHolder(ctx, metadata.Holder{Volume: v.ID, ID: holder, Epoch: m.useEpoch()})
-	return m.Mountpoint(v.Name), nil
+	h := metadata.Holder{Volume: v.ID, ID: holder, Epoch: m.useEpoch()}
+	if err := m.recordHolder(ctx, h); err != nil {
+		m.log.Error("holder not recorded", "volume", v.Name, "holder", holder, "error", err)
+	}
+	if !gone() {
+		return m.Mountpoint(v.Name), nil
+	}
+	m.log.Warn("who asked for the mount has gone", "volume", v.Name, "holder", holder)
+	err = m.dropHolder(ctx, h)
+	_, settleErr := m.settle(ctx, v)
+	return "", errors.Join(fmt.Errorf("mount volume %q: the caller gave up", v.Name), err, settleErr)
 }
 
 // MountUser mounts a volume for a person, until UnmountUser or a reboot, and returns the path: dir, an empty
@@ -57,12 +72,18 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 	}
 	holder := metadata.Holder{Volume: v.ID, ID: userHolder, User: true}
 	if dir == "" {
-		m.recordHolder(ctx, holder)
+		if err := m.recordHolder(ctx, holder); err != nil {
+			_, settleErr := m.settle(ctx, v)
+			return "", errors.Join(err, settleErr)
+		}
 		return m.Mountpoint(v.Name), nil
 	}
 	// The record comes first: a bind mount that nobody knows of would hold the volume for ever.
 	holder.ID, holder.Mountpoint = userHolder+":"+dir, dir
-	m.recordHolder(ctx, holder)
+	if err := m.recordHolder(ctx, holder); err != nil {
+		_, settleErr := m.settle(ctx, v)
+		return "", errors.Join(err, settleErr)
+	}
 	if already, err := m.shows(v, dir); err != nil || already {
 		return dir, err
 	}
@@ -136,12 +157,13 @@ func (m *Manager) mountOf(dir string) (*fs.Entry, error) {
 	return top, nil
 }
 
-func (m *Manager) recordHolder(ctx context.Context, h metadata.Holder) {
+func (m *Manager) recordHolder(ctx context.Context, h metadata.Holder) error {
 	h.Boot, h.Since = m.boot, time.Now().UTC()
 	err := m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.PutHolder(h) })
 	if err != nil {
-		m.log.Error("holder not recorded", "volume_id", h.Volume, "holder", h.ID, "error", err)
+		return fmt.Errorf("record holder %s: %w", h.ID, err)
 	}
+	return nil
 }
 
 func (m *Manager) dropHolder(ctx context.Context, h metadata.Holder) error {

@@ -11,6 +11,7 @@ import (
 	"orlop/blockdev"
 	"orlop/fs"
 	"orlop/internal/fault"
+	"orlop/internal/undo"
 	"orlop/metadata"
 )
 
@@ -191,7 +192,7 @@ func (m *Manager) unknown(ctx context.Context, ref string) (Unknown, error) {
 
 // Adopt makes an unknown device the volume called name, as its record tells or, without one, as its filesystem
 // shows. It fails with fault.ErrCorrupt if the device holds no filesystem.
-func (m *Manager) Adopt(ctx context.Context, ref, name string) (metadata.Volume, error) {
+func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volume, err error) {
 	device, err := m.unknown(ctx, ref)
 	if err != nil {
 		return metadata.Volume{}, err
@@ -219,12 +220,23 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (metadata.Volume,
 	if err != nil {
 		return v, err
 	}
+	if err := m.store.View(func(tx *metadata.Tx) error { return refuseTaken(tx, v) }); err != nil {
+		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	u.Push("describe device", func(ctx context.Context) error {
+		if device.Record == nil {
+			return nil // what it carries now is no worse than nothing
+		}
+		return pool.Describe(ctx, device.ID, device.Record)
+	})
 	if err := pool.Describe(ctx, device.ID, record); err != nil {
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
 	}
 	err = m.store.Update(ctx, func(tx *metadata.Tx) error {
-		if _, err := tx.Volume(v.ID); err == nil {
-			return fault.Errorf(fault.ErrExists, "volume %s, which the device belonged to, exists with another device", v.ID)
+		if err := refuseTaken(tx, v); err != nil {
+			return err
 		}
 		if err := tx.PutVolume(v); err != nil {
 			return err
@@ -236,6 +248,17 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (metadata.Volume,
 	}
 	m.log.Info("device adopted", "device", device.ID, "volume", v.Name)
 	return v, nil
+}
+
+// refuseTaken fails with fault.ErrExists if another volume has v's name or ID.
+func refuseTaken(tx *metadata.Tx, v metadata.Volume) error {
+	if _, err := tx.VolumeNamed(v.Name); err == nil {
+		return fault.Errorf(fault.ErrExists, "volume %q: exists already", v.Name)
+	}
+	if _, err := tx.Volume(v.ID); err == nil {
+		return fault.Errorf(fault.ErrExists, "volume %s, which the device belonged to, exists with another device", v.ID)
+	}
+	return nil
 }
 
 // identify finds out which filesystem a device holds.
