@@ -12,7 +12,8 @@ ROOT := /var/lib/orlop
 UNITS := /etc/systemd/system
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-GO_TEST := CGO_ENABLED=1 go test -race -tags root -count=1 -p 2
+# One package at a time: a mount namespace that one makes would copy, and keep busy, the mounts of another.
+GO_TEST := CGO_ENABLED=1 go test -race -tags root -count=1 -p 1
 LIMIT := $(if $(ORLOP_SOAK),12h,20m)
 FUZZ_TIME ?= 10s
 LINTER := bin/tools/golangci-lint
