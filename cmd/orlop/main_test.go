@@ -25,6 +25,12 @@ const ownNamespace = "ORLOP_TEST_NAMESPACE"
 // TestMain runs the tests in a mount namespace of their own. Otherwise a process that makes itself one meanwhile, as
 // Docker's tests do, would take copies of our mounts with it, and our volumes would rightly be in use.
 func TestMain(m *testing.M) {
+	if args := os.Getenv(spaceDaemonArgs); args != "" {
+		os.Exit(beSpaceDaemon(args))
+	}
+	if dir := os.Getenv(spaceWriterDir); dir != "" {
+		os.Exit(beSpaceWriter(dir))
+	}
 	switch os.Getenv(ownNamespace) {
 	case "":
 		if os.Geteuid() == 0 {

@@ -81,16 +81,10 @@ func command(t *testing.T, argv ...string) string {
 // spaceDaemonArgs makes the test binary a daemon; the arguments stand on lines of their own.
 const spaceDaemonArgs = "ORLOP_TEST_SPACE_DAEMON_ARGS"
 
-// TestSpaceDaemon is no test, but the daemon of the tests below.
-func TestSpaceDaemon(t *testing.T) {
-	args := os.Getenv(spaceDaemonArgs)
-	if args == "" {
-		t.Skip("a process of other tests")
-	}
+// beSpaceDaemon is the daemon of the tests below.
+func beSpaceDaemon(args string) int {
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	if code := run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
+	return run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr)
 }
 
 // A spaceDaemon is a daemon with a data root of its own.
@@ -154,7 +148,7 @@ func (d *spaceDaemon) start() {
 		"orlop", "daemon", "--root", d.root, "--control-socket", filepath.Join(d.sockets, "control.sock"),
 		"--plugin-socket", filepath.Join(d.sockets, "plugin.sock"),
 	}, d.flags...)
-	d.cmd, d.done = exec.Command(os.Args[0], "-test.run=^TestSpaceDaemon$"), make(chan error, 1)
+	d.cmd, d.done = exec.Command(os.Args[0]), make(chan error, 1)
 	d.cmd.Env = append(os.Environ(), spaceDaemonArgs+"="+strings.Join(args, "\n"))
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -505,17 +499,13 @@ func writeChunk(dir string, n int) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// TestSpaceWriter is no test, but what the processes of the tests below do: it writes chunks and says the number of
+// beSpaceWriter is what the processes of the tests below do: it writes chunks and says the number of
 // each once it is on the disk, until it fails or is killed.
-func TestSpaceWriter(t *testing.T) {
-	dir := os.Getenv(spaceWriterDir)
-	if dir == "" {
-		t.Skip("a process of other tests")
-	}
+func beSpaceWriter(dir string) int {
 	for n := 0; ; n++ {
 		if err := writeChunk(dir, n); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(3)
+			return 3
 		}
 		fmt.Println(n)
 	}
@@ -532,7 +522,7 @@ type spaceWriter struct {
 
 func startWriter(t *testing.T, volume, dir string) *spaceWriter {
 	t.Helper()
-	w := &spaceWriter{volume: volume, cmd: exec.Command(os.Args[0], "-test.run=^TestSpaceWriter$"), ended: make(chan struct{})}
+	w := &spaceWriter{volume: volume, cmd: exec.Command(os.Args[0]), ended: make(chan struct{})}
 	w.cmd.Env = append(os.Environ(), spaceWriterDir+"="+dir)
 	w.cmd.Stderr = &w.stderr
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
