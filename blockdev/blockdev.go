@@ -36,7 +36,7 @@ type Mode int
 
 // The modes of Activate.
 const (
-	ReadWrite Mode = iota
+	ReadWrite Mode = iota // fault.ErrProtected if the device is sealed
 	ReadOnly
 )
 
@@ -74,28 +74,37 @@ type Traits struct {
 
 // A Pool creates block devices and copies them.
 //
-// Clone is the one copying primitive. A snapshot is a clone that nobody writes, a volume made from a snapshot is
-// a clone of that, and a rollback is a clone that the metadata store swaps in for the volume's old device.
+// Clone is the one copying primitive. A snapshot is a clone that nobody writes, which Seal makes sure of, a volume
+// made from a snapshot is a clone of that, and a rollback is a clone that the metadata store swaps in for the
+// volume's old device.
 //
-// Create and Clone fail with fault.ErrExists if the device is there; cut short, they leave no device, or one that
-// Remove deletes. The other methods converge: asked for what is already so, they succeed. Create, Describe, Grow
-// and Remove are durable on return, file and directory; a clone is after Sync, so that writers need not wait for
-// it. Recovery depends on these rules.
+// Prepare does ahead, while src may be in use, what it can of a Clone, so that Clone is short. A prepared dst is no
+// device yet: only Clone and Remove know it, and List may show it with size 0. Clone finishes it, whatever was
+// written to src since, with the record that it is given itself; in return nobody may write src while Clone runs,
+// which otherwise copies one instant of it. It pays only if Clone follows soon.
+//
+// Create, Prepare and Clone fail with fault.ErrExists if the device is there; cut short, they leave no device, or
+// one that Remove deletes. The other methods converge, as does Prepare: asked for what is already so, they succeed.
+// Create, Describe, Grow, Seal and Remove are durable on return, file and directory; a clone is after Sync, so that
+// writers need not wait for it. Recovery depends on these rules.
 //
 // Methods that name a device fail with fault.ErrNotFound if there is none, except Deactivate and Remove, which
 // then have nothing left to do. Calls for different devices may run at once, Stat, List and Space beside
 // anything; the caller puts the other calls for one device in order.
 type Pool interface {
 	Create(ctx context.Context, id ID, size int64, record Record) error // reads as zeroes; fault.ErrNoSpace
-	Clone(ctx context.Context, dst, src ID, record Record) error        // dst = src as it is now
+	Prepare(ctx context.Context, dst, src ID, record Record) error      // copies ahead what Clone would; may do nothing
+	Clone(ctx context.Context, dst, src ID, record Record) error        // dst = src as it is now, not sealed
 	Describe(ctx context.Context, id ID, record Record) error           // replaces the record
 	Sync(ctx context.Context, id ID) error                              // the device survives a power cut from here on
-	Grow(ctx context.Context, id ID, size int64) error                  // never shrinks
+	Seal(ctx context.Context, id ID) error                              // for ever read-only; fault.ErrInUse if active as ReadWrite
+	Grow(ctx context.Context, id ID, size int64) error                  // never shrinks; fault.ErrProtected if sealed
 	Activate(ctx context.Context, id ID, mode Mode) (path string, err error)
 	Deactivate(ctx context.Context, id ID) error   // fault.ErrInUse if anyone holds it
-	Remove(ctx context.Context, id ID) error       // fault.ErrInUse if active
+	Remove(ctx context.Context, id ID) error       // fault.ErrInUse if active; sealed or not
 	Stat(ctx context.Context, id ID) (Info, error) // size, used, path
 	List(ctx context.Context) ([]Info, error)      // every device, unknown ones included
 	Space(ctx context.Context) (Space, error)      // every layer below, the tightest one named
+	Differ() (Differ, bool)                        // not a type assertion: decorators would hide it
 	Traits() Traits
 }

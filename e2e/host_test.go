@@ -87,6 +87,12 @@ func (h *host) close() (err error) {
 func newHost(t *testing.T, withRelay bool, dockerFlags ...string) *host {
 	t.Helper()
 	t.Parallel()
+	return newLoneHost(t, withRelay, dockerFlags...)
+}
+
+// newLoneHost is newHost for a test that does not run in parallel: for one that lists volumes.
+func newLoneHost(t *testing.T, withRelay bool, dockerFlags ...string) *host {
+	t.Helper()
 	h, err := openHost(withRelay, dockerFlags...)
 	if h != nil {
 		t.Cleanup(func() {

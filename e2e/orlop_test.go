@@ -22,6 +22,7 @@ type orlop struct {
 	control      string // socket for the command line
 	socket       string // socket for Docker
 	logPath      string
+	flags        []string // besides those that every daemon gets
 	*process
 }
 
@@ -30,8 +31,8 @@ func (o *orlop) start() (err error) {
 	if o.running() {
 		return errors.New("orlop runs already")
 	}
-	o.process, err = start(o.logPath, nil, program, "daemon", "--root", o.root, "--plugin-name", o.plugin,
-		"--plugin-socket", o.socket, "--control-socket", o.control, "--pool-size", "20G", "--default-size", "1G")
+	o.process, err = start(o.logPath, nil, program, append([]string{"daemon", "--root", o.root, "--plugin-name", o.plugin,
+		"--plugin-socket", o.socket, "--control-socket", o.control, "--pool-size", "20G", "--default-size", "1G"}, o.flags...)...)
 	if err != nil {
 		return err
 	}

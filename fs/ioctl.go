@@ -42,8 +42,8 @@ func ioctl(path string, request uint, arg unsafe.Pointer) error {
 // fails with fault.ErrUnsupported if the device takes no discards. It writes the filesystem out first: what was
 // deleted is not free before its transaction is committed.
 func Trim(dir string) (int64, error) {
-	if err := syncFilesystem(dir); err != nil {
-		return 0, fmt.Errorf("trim %s: %w", dir, err)
+	if err := Sync(dir); err != nil {
+		return 0, fmt.Errorf("trim: %w", err)
 	}
 	arg := struct{ start, length, minimum uint64 }{0, math.MaxUint64, 0}
 	err := ioctl(dir, fitrim, unsafe.Pointer(&arg))
@@ -56,12 +56,16 @@ func Trim(dir string) (int64, error) {
 	return int64(arg.length), nil
 }
 
-func syncFilesystem(dir string) error {
+// Sync writes out what the filesystem mounted at dir has in memory.
+func Sync(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+	if err := errors.Join(unix.Syncfs(int(f.Fd())), f.Close()); err != nil {
+		return fmt.Errorf("write out %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Freeze writes out what the filesystem mounted at dir has in memory and stalls everyone who writes to it until

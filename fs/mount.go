@@ -71,7 +71,9 @@ func (t Type) CheckMountOption(option string) error {
 	return fault.Errorf(fault.ErrInvalid, "mount option %q: not allowed on %s: use %s", option, t.Name, strings.Join(allowed, ", "))
 }
 
-// Mount mounts the filesystem on device at dir: nosuid, nodev and discard unless the options say otherwise.
+// Mount mounts the filesystem on device at dir: nosuid, nodev and discard unless the options say otherwise. It fails
+// with fault.ErrCorrupt if there is no such filesystem or it is damaged, and with fault.ErrInvalid if the kernel does not
+// take the options.
 func (t Type) Mount(device, dir string, options []string) error {
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	discard, data := "discard", []string{}
@@ -85,14 +87,34 @@ func (t Type) Mount(device, dir string, options []string) error {
 			data = append(data, word)
 		}
 	}
+	given := slices.Clone(data)
 	data = append(data, t.data, discard)
-	return mount(device, dir, t.Name, flags, strings.Join(data, ","))
+	err := mount(device, dir, t.Name, flags, strings.Join(data, ","))
+	if errors.Is(err, unix.EINVAL) && len(given) > 0 && t.looksSound(device) {
+		return fault.Errorf(fault.ErrInvalid, "%w: its superblock is sound, so that the kernel may not take mount option %s", err, strings.Join(given, ", "))
+	}
+	return err
+}
+
+// looksSound tells whether the superblock on device can be read and promises no more than there is.
+func (t Type) looksSound(device string) bool {
+	size, err := t.Size(device)
+	if err != nil {
+		return false
+	}
+	f, err := os.Open(device)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	return err == nil && size <= end
 }
 
 func mount(device, dir, fstype string, flags uintptr, data string) error {
 	err := unix.Mount(device, dir, fstype, flags, data)
 	switch {
-	case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EBADMSG), errors.Is(err, unix.EINVAL):
 		return fault.Errorf(fault.ErrCorrupt, "mount %s on %s as %s: %w (see dmesg)", device, dir, fstype, err)
 	case err != nil:
 		return fmt.Errorf("mount %s on %s as %s: %w", device, dir, fstype, err)

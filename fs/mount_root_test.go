@@ -66,6 +66,83 @@ func TestMountTakesEveryAllowedOption(t *testing.T) {
 	})
 }
 
+// The kernel says EINVAL of both.
+func TestMountTellsBadOptionsFromADamagedFilesystem(t *testing.T) {
+	ext4, xfs := types[0], types[1]
+	for _, c := range []struct {
+		name    string
+		kind    Type
+		damage  func(t *testing.T, device, image string)
+		options []string
+		want    fault.Kind
+	}{
+		{"ext4 without a journal and an option that needs one", ext4, dropJournal, []string{"data=journal"}, fault.ErrInvalid},
+		{"ext4 without a journal", ext4, dropJournal, nil, ""},
+		{"ext4 without superblock", ext4, clearStart, nil, fault.ErrCorrupt},
+		{"ext4 without superblock, with options", ext4, clearStart, []string{"data=journal"}, fault.ErrCorrupt},
+		{"ext4 cut short", ext4, cutShort, nil, fault.ErrCorrupt},
+		{"ext4 cut short, with options", ext4, cutShort, []string{"data=journal"}, fault.ErrCorrupt},
+		{"ext4 with a wrong checksum", ext4, changeLabel(ext4Start + 0x78), []string{"acl"}, fault.ErrCorrupt},
+		{"xfs without superblock", xfs, clearStart, []string{"inode64"}, fault.ErrCorrupt},
+		{"xfs with a wrong checksum", xfs, changeLabel(108), []string{"inode64"}, fault.ErrCorrupt},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			device, image, dir := newFilesystem(t, c.kind, max(c.kind.MinSize, 64*mib))
+			c.damage(t, device, image)
+			err := c.kind.Mount(device, dir, c.options)
+			if err == nil {
+				err = Unmount(dir)
+			}
+			if kind := fault.KindOf(err); kind != c.want {
+				t.Errorf("kind %q, want %q: %v", kind, c.want, err)
+			}
+			if c.want == fault.ErrInvalid && !strings.Contains(err.Error(), c.options[0]) {
+				t.Errorf("the option is not named: %v", err)
+			}
+		})
+	}
+}
+
+func dropJournal(t *testing.T, device, _ string) {
+	t.Helper()
+	if out, err := exec.Command("tune2fs", "-O", "^has_journal", device).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func clearStart(t *testing.T, device, _ string) {
+	t.Helper()
+	writeAt(t, device, 0, make([]byte, 64*kib))
+}
+
+// changeLabel changes a byte of the superblock that means nothing.
+func changeLabel(offset int64) func(t *testing.T, device, image string) {
+	return func(t *testing.T, device, _ string) {
+		t.Helper()
+		writeAt(t, device, offset, []byte{'x'})
+	}
+}
+
+// cutShort halves the device.
+func cutShort(t *testing.T, device, image string) {
+	t.Helper()
+	info, err := os.Stat(image)
+	if err == nil {
+		err = os.Truncate(image, info.Size()/2)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestCloneOfAMountedXFSMountsBesideIt(t *testing.T) {
 	kind, err := Lookup("xfs")
 	if err != nil {

@@ -12,6 +12,10 @@ const (
 	Removing State = "removing" // being deleted; finished after the next start if the daemon dies
 )
 
+// Keeping is a state of snapshots only: the state of a volume that a rollback replaced, which is being made a
+// snapshot; finished at the next start if the daemon dies.
+const Keeping State = "keeping"
+
 // absent stands for "no record" in the table of transitions.
 const absent State = ""
 
@@ -19,6 +23,15 @@ const absent State = ""
 var transitions = map[State][]State{
 	absent:   {Creating, Ready}, // Ready: adopted, or rebuilt from device records
 	Creating: {Ready, Removing, absent},
+	Ready:    {Ready, Removing},
+	Removing: {absent},
+}
+
+// snapshotTransitions is the same for snapshots.
+var snapshotTransitions = map[State][]State{
+	absent:   {Creating, Keeping, Ready}, // Ready: rebuilt from device records
+	Creating: {Ready, Removing, absent},
+	Keeping:  {Ready, Removing},
 	Ready:    {Ready, Removing},
 	Removing: {absent},
 }
@@ -41,12 +54,45 @@ type Volume struct {
 	MountOptions []string          `json:"mount_options,omitempty"`
 	Labels       map[string]string `json:"labels,omitempty"`
 	Protected    bool              `json:"protected,omitempty"`
+	PreSnapshot  []string          `json:"pre_snapshot,omitempty"`  // command to run before a snapshot, with its arguments
+	PostSnapshot []string          `json:"post_snapshot,omitempty"` // and after it, whatever became of it
+	Rollbacks    int               `json:"rollbacks,omitempty"`     // how often the device was replaced: the highest is the volume's
 	State        State             `json:"state"`
 	Created      time.Time         `json:"created"`
 }
 
-// KindVolume is the kind of a device that is a volume's current one.
-const KindVolume = "volume"
+// Snapshot is one snapshot's record.
+type Snapshot struct {
+	ID          string            `json:"id"`     // UUIDv7, so that snapshots sort by their age
+	Name        string            `json:"name"`   // unique among the volume's snapshots
+	Device      string            `json:"device"` // ID of its block device
+	Size        int64             `json:"size"`   // bytes
+	Labels      map[string]string `json:"labels,omitempty"`
+	Managed     bool              `json:"managed,omitempty"` // taken by a backup: never in the way of a deletion
+	Group       string            `json:"group,omitempty"`   // shared by snapshots of one point in time; UUIDv7
+	Consistency Consistency       `json:"consistency"`
+	State       State             `json:"state"`
+	Created     time.Time         `json:"created"`
+	Volume      Volume            `json:"volume"` // as it was then; its ID says whose snapshot this is
+}
+
+// Consistency tells what was done so that a snapshot shows a whole filesystem.
+type Consistency string
+
+// The ways to a consistent snapshot.
+const (
+	Unmounted Consistency = "unmounted" // nobody had the filesystem mounted
+	Frozen    Consistency = "frozen"    // the filesystem was frozen meanwhile
+	Quiesced  Consistency = "quiesced"  // the pool made the filesystem consistent
+)
+
+// The kinds of devices.
+const (
+	KindVolume   = "volume"   // a volume's current device
+	KindSnapshot = "snapshot" // a snapshot's
+	KindIncoming = "incoming" // being made to replace a volume's; removed at the next start if the daemon dies
+	KindTrash    = "trash"    // replaced; removed in the background
+)
 
 // Device is the record of one block device.
 type Device struct {

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	schema    = 1 // of the records that this program writes
-	minReader = 1 // oldest schema whose programs can read what this one writes
+	schema    = 2 // of the records that this program writes; 2 added snapshots
+	minReader = 2 // oldest schema whose programs can read what this one writes: one without snapshots would leak them
 )
 
 // Names of the files in a root directory.
@@ -44,7 +44,14 @@ var (
 	bucketPools   = []byte("pools")
 	bucketHolders = []byte("holders")
 	bucketIntents = []byte("intents")
-	buckets       = [][]byte{bucketMeta, bucketVolumes, bucketNames, bucketDevices, bucketPools, bucketHolders, bucketIntents}
+
+	bucketSnapshots     = []byte("snapshots")
+	bucketSnapshotNames = []byte("snapshot_names") // volume's ID/name → snapshot's ID
+
+	buckets = [][]byte{
+		bucketMeta, bucketVolumes, bucketNames, bucketDevices, bucketPools, bucketHolders, bucketIntents,
+		bucketSnapshots, bucketSnapshotNames,
+	}
 
 	keySchema    = []byte("schema")
 	keyMinReader = []byte("min_reader")
@@ -226,11 +233,34 @@ func open(path string) (store *Store, err error) {
 		return nil, damaged(path, err)
 	}
 	s := &Store{db: db}
-	if err := s.verify(path); err != nil {
+	old, err := s.verify(path)
+	if err == nil && old < schema {
+		err = s.upgrade(path, old)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	s.reserve()
 	return s, nil
+}
+
+// upgrade brings a file of an older schema to the present one, after copying it.
+func (s *Store) upgrade(path string, old uint64) error {
+	if err := s.copyTo(fmt.Sprintf("%s.schema-%d", path, old)); err != nil {
+		return err
+	}
+	return s.db.Update(prepareBuckets)
+}
+
+// prepareBuckets makes the buckets that are not there and notes the schema.
+func prepareBuckets(tx *bolt.Tx) error {
+	for _, name := range buckets {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return fmt.Errorf("prepare metadata: %w", err)
+		}
+	}
+	meta := tx.Bucket(bucketMeta)
+	return errors.Join(meta.Put(keySchema, number(schema)), meta.Put(keyMinReader, number(minReader)))
 }
 
 func damaged(path string, cause error) error {
@@ -253,20 +283,16 @@ func (s *Store) RootID() string { return s.rootID }
 func (s *Store) initialise() error {
 	s.rootID = uuid.Must(uuid.NewV7()).String()
 	return s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range buckets {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return fmt.Errorf("initialise metadata: %w", err)
-			}
+		if err := prepareBuckets(tx); err != nil {
+			return err
 		}
-		meta := tx.Bucket(bucketMeta)
-		return errors.Join(
-			meta.Put(keySchema, number(schema)), meta.Put(keyMinReader, number(minReader)), meta.Put(keyRootID, []byte(s.rootID)))
+		return tx.Bucket(bucketMeta).Put(keyRootID, []byte(s.rootID))
 	})
 }
 
-// verify checks every page, and that this program may read and write the file.
-func (s *Store) verify(path string) error {
-	return s.db.View(func(tx *bolt.Tx) error {
+// verify checks every page, and that this program may read and write the file, and returns the file's schema.
+func (s *Store) verify(path string) (written uint64, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
 		var found error
 		for err := range tx.Check() { // to its end, or its goroutine would wait for ever
 			found = cmp.Or(found, err)
@@ -275,21 +301,23 @@ func (s *Store) verify(path string) error {
 			return damaged(path, found)
 		}
 		meta := tx.Bucket(bucketMeta)
-		if meta == nil || len(meta.Get(keyMinReader)) != 8 {
+		if meta == nil || len(meta.Get(keyMinReader)) != 8 || len(meta.Get(keySchema)) != 8 {
 			return damaged(path, errors.New("no schema version"))
 		}
 		if needed := binary.BigEndian.Uint64(meta.Get(keyMinReader)); needed > schema {
 			return fault.Errorf(fault.ErrCorrupt, "open %s: written by a newer orlop (schema %d, this one reads %d): install that version again, or use the copy %s",
 				path, needed, schema, CopyName)
 		}
+		written = binary.BigEndian.Uint64(meta.Get(keySchema))
 		for _, name := range buckets {
-			if tx.Bucket(name) == nil {
+			if tx.Bucket(name) == nil && written >= schema {
 				return damaged(path, fmt.Errorf("no bucket %q", name))
 			}
 		}
 		s.rootID = string(meta.Get(keyRootID))
 		return nil
 	})
+	return written, err
 }
 
 // copyTo writes the database's present state to path, by rename.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -69,7 +70,8 @@ func (t *Tx) PutVolume(v Volume) error {
 	return write(t, bucketVolumes, v.ID, v)
 }
 
-// DeleteVolume forgets a volume and its holders. It refuses one whose device may still be there.
+// DeleteVolume forgets a volume and its holders. It refuses one whose device may still be there, or that has
+// snapshots.
 func (t *Tx) DeleteVolume(id string) error {
 	v, err := t.Volume(id)
 	if err != nil {
@@ -77,6 +79,9 @@ func (t *Tx) DeleteVolume(id string) error {
 	}
 	if err := follow(v.Name, v.State, absent); err != nil {
 		return err
+	}
+	if key, _ := t.tx.Bucket(bucketSnapshotNames).Cursor().Seek([]byte(id + "/")); hasPrefix(key, id+"/") {
+		return fmt.Errorf("volume %q: still has snapshots", v.Name)
 	}
 	holders, err := t.Holders(id)
 	if err != nil {
@@ -99,6 +104,85 @@ func follow(name string, now, next State) error {
 		return nil
 	}
 	return fmt.Errorf("volume %q: state %q may not become %q", name, now, next)
+}
+
+// Snapshot returns the snapshot with this ID, or fault.ErrNotFound.
+func (t *Tx) Snapshot(id string) (Snapshot, error) {
+	snapshot, ok, err := read[Snapshot](t, bucketSnapshots, id)
+	if err == nil && !ok {
+		err = fault.Errorf(fault.ErrNotFound, "snapshot %q: not found", id)
+	}
+	return snapshot, err
+}
+
+// SnapshotNamed returns the snapshot of a volume, given by its ID, that has this name, or fault.ErrNotFound.
+func (t *Tx) SnapshotNamed(volume, name string) (Snapshot, error) {
+	if id := t.tx.Bucket(bucketSnapshotNames).Get([]byte(volume + "/" + name)); id != nil {
+		return t.Snapshot(string(id))
+	}
+	return Snapshot{}, fault.Errorf(fault.ErrNotFound, "snapshot %q: not found", name)
+}
+
+// Snapshots returns a volume's snapshots, or everybody's if volume is empty, sorted by ID and so by age.
+func (t *Tx) Snapshots(volume string) ([]Snapshot, error) {
+	if volume == "" {
+		return readAll[Snapshot](t, bucketSnapshots, "")
+	}
+	var snapshots []Snapshot
+	cursor := t.tx.Bucket(bucketSnapshotNames).Cursor()
+	for key, id := cursor.Seek([]byte(volume + "/")); hasPrefix(key, volume+"/"); key, id = cursor.Next() {
+		snapshot, err := t.Snapshot(string(id))
+		if err != nil {
+			return nil, err
+		}
+		snapshots = append(snapshots, snapshot)
+	}
+	slices.SortFunc(snapshots, func(a, b Snapshot) int { return strings.Compare(a.ID, b.ID) })
+	return snapshots, nil
+}
+
+// SnapshotsWithID returns the snapshots whose ID begins with prefix.
+func (t *Tx) SnapshotsWithID(prefix string) ([]Snapshot, error) {
+	return readAll[Snapshot](t, bucketSnapshots, prefix)
+}
+
+// PutSnapshot makes or replaces a snapshot's record. It fails with fault.ErrExists if another snapshot of its volume
+// has the name, and refuses a state that may not follow the present one.
+func (t *Tx) PutSnapshot(s Snapshot) error {
+	old, existed, err := read[Snapshot](t, bucketSnapshots, s.ID)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(snapshotTransitions[old.State], s.State) {
+		return fmt.Errorf("snapshot %q: state %q may not become %q", s.Name, old.State, s.State)
+	}
+	names, key := t.tx.Bucket(bucketSnapshotNames), []byte(s.Volume.ID+"/"+s.Name)
+	if owner := names.Get(key); owner != nil && string(owner) != s.ID {
+		return fault.Errorf(fault.ErrExists, "snapshot %s@%s: exists already", s.Volume.Name, s.Name)
+	}
+	if existed && (old.Name != s.Name || old.Volume.ID != s.Volume.ID) {
+		return fmt.Errorf("snapshot %s: cannot be renamed", s.ID)
+	}
+	if err := names.Put(key, []byte(s.ID)); err != nil {
+		return fmt.Errorf("record snapshot %q: %w", s.Name, err)
+	}
+	return write(t, bucketSnapshots, s.ID, s)
+}
+
+// DeleteSnapshot forgets a snapshot; one that is not there is no error. It refuses one whose device may still be
+// there.
+func (t *Tx) DeleteSnapshot(id string) error {
+	s, existed, err := read[Snapshot](t, bucketSnapshots, id)
+	if err != nil || !existed {
+		return err
+	}
+	if !slices.Contains(snapshotTransitions[s.State], absent) {
+		return fmt.Errorf("snapshot %q: cannot be forgotten in state %q", s.Name, s.State)
+	}
+	if err := t.tx.Bucket(bucketSnapshotNames).Delete([]byte(s.Volume.ID + "/" + s.Name)); err != nil {
+		return fmt.Errorf("forget snapshot %q: %w", s.Name, err)
+	}
+	return remove(t, bucketSnapshots, id)
 }
 
 // Device returns a device's record, or fault.ErrNotFound.
@@ -146,6 +230,11 @@ func (t *Tx) DeleteHolder(volume, id string) error { return remove(t, bucketHold
 
 // Intents returns every announced freeze.
 func (t *Tx) Intents() ([]Intent, error) { return readAll[Intent](t, bucketIntents, "") }
+
+// Intent returns the announced freeze of a volume; ok is false if there is none.
+func (t *Tx) Intent(volume string) (intent Intent, ok bool, err error) {
+	return read[Intent](t, bucketIntents, volume)
+}
 
 // PutIntent announces a freeze.
 func (t *Tx) PutIntent(i Intent) error { return write(t, bucketIntents, i.Volume, i) }

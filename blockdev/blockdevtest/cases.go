@@ -172,10 +172,14 @@ var naming = []struct {
 	{"clone", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error {
 		return p.Clone(ctx, blockdev.NewID(), id, record("clone"))
 	}},
+	{"prepare", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error {
+		return p.Prepare(ctx, blockdev.NewID(), id, record("prepared"))
+	}},
 	{"describe", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error {
 		return p.Describe(ctx, id, record("described"))
 	}},
 	{"sync", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error { return p.Sync(ctx, id) }},
+	{"seal", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error { return p.Seal(ctx, id) }},
 	{"grow", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error { return p.Grow(ctx, id, size) }},
 	{"activate", func(ctx context.Context, p blockdev.Pool, id blockdev.ID) error {
 		_, err := p.Activate(ctx, id, blockdev.ReadWrite)
@@ -211,9 +215,10 @@ func badIDsAreRefused(s *suite) {
 			}
 		}
 		for name, err := range map[string]error{
-			"create": s.pool().Create(s.Context(), b, size, record("bad")),
-			"clone":  s.pool().Clone(s.Context(), b, id, record("bad")),
-			"remove": s.pool().Remove(s.Context(), b),
+			"create":  s.pool().Create(s.Context(), b, size, record("bad")),
+			"prepare": s.pool().Prepare(s.Context(), b, id, record("bad")),
+			"clone":   s.pool().Clone(s.Context(), b, id, record("bad")),
+			"remove":  s.pool().Remove(s.Context(), b),
 		} {
 			if !fault.Is(err, fault.ErrInvalid) {
 				s.Errorf("%s %q: %v", name, b, err)
@@ -480,8 +485,8 @@ func (s *suite) live(id, clone blockdev.ID) error {
 	if err := put(path, mib, block(string(id))); err != nil {
 		return err
 	}
-	if err := errors.Join(pool.Clone(ctx, clone, id, record("clone")), pool.Sync(ctx, clone), pool.Grow(ctx, id, 2*size),
-		pool.Describe(ctx, id, record("described"))); err != nil {
+	if err := errors.Join(pool.Prepare(ctx, clone, id, record("prepared")), pool.Clone(ctx, clone, id, record("clone")),
+		pool.Sync(ctx, clone), pool.Seal(ctx, clone), pool.Grow(ctx, id, 2*size), pool.Describe(ctx, id, record("described"))); err != nil {
 		return err
 	}
 	copied, err := pool.Activate(ctx, clone, blockdev.ReadOnly)

@@ -21,15 +21,18 @@ import (
 // opened, read, written and looked at for a signature by any process that may see this one's /proc; it cannot be
 // mounted. A Memory is safe for concurrent use. It outlives the crash of whatever uses it, not of the process.
 type Memory struct {
-	mu      sync.Mutex
-	devices map[blockdev.ID]*memoryDevice
-	holders map[string]int // exclusive claims by path
-	full    bool
+	mu       sync.Mutex
+	devices  map[blockdev.ID]*memoryDevice
+	prepared map[blockdev.ID]blockdev.Record // of devices that Clone has yet to make
+	holders  map[string]int                  // exclusive claims by path
+	full     bool
 }
 
 type memoryDevice struct {
 	data   *os.File // memfd
 	open   *os.File // what the path leads to; nil unless active
+	mode   blockdev.Mode
+	sealed bool
 	record blockdev.Record
 }
 
@@ -40,7 +43,7 @@ const memorySize = int64(1) << 40
 
 // NewMemory makes an empty pool. Close gives its memory back.
 func NewMemory() *Memory {
-	return &Memory{devices: map[blockdev.ID]*memoryDevice{}, holders: map[string]int{}}
+	return &Memory{devices: map[blockdev.ID]*memoryDevice{}, prepared: map[blockdev.ID]blockdev.Record{}, holders: map[string]int{}}
 }
 
 // Close forgets every device.
@@ -51,6 +54,7 @@ func (m *Memory) Close() {
 		_ = device.close() // memory: nothing to lose
 		delete(m.devices, id)
 	}
+	clear(m.prepared)
 }
 
 // Hold claims the active device at path, as a mount would, until release is called. It fails with
@@ -151,8 +155,8 @@ func (m *Memory) device(id blockdev.ID) (*memoryDevice, error) {
 	return device, nil
 }
 
-// add makes a device of what fill returns.
-func (m *Memory) add(ctx context.Context, id blockdev.ID, record blockdev.Record, fill func() (*os.File, error)) error {
+// refuse tells why a device cannot be made, if so.
+func (m *Memory) refuse(ctx context.Context, id blockdev.ID) error {
 	_, err := m.device(id)
 	switch {
 	case err == nil:
@@ -163,6 +167,15 @@ func (m *Memory) add(ctx context.Context, id blockdev.ID, record blockdev.Record
 		return fmt.Errorf("make device %s: %w", id, ctx.Err())
 	case m.full:
 		return fault.Errorf(fault.ErrNoSpace, "make device %s: the pool is full", id)
+	}
+	return nil
+}
+
+// add makes a device of what fill returns. What was prepared of it is gone, also after a failure.
+func (m *Memory) add(ctx context.Context, id blockdev.ID, record blockdev.Record, fill func() (*os.File, error)) error {
+	delete(m.prepared, id)
+	if err := m.refuse(ctx, id); err != nil {
+		return err
 	}
 	data, err := fill()
 	if err != nil {
@@ -177,6 +190,20 @@ func (m *Memory) Create(ctx context.Context, id blockdev.ID, size int64, record 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.add(ctx, id, record, func() (*os.File, error) { return memoryFile(size) })
+}
+
+// Prepare only remembers the record.
+func (m *Memory) Prepare(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.device(src); err != nil {
+		return err
+	}
+	if err := m.refuse(ctx, dst); err != nil {
+		return err
+	}
+	m.prepared[dst] = bytes.Clone(record)
+	return nil
 }
 
 // Clone copies what src holds.
@@ -213,6 +240,21 @@ func (m *Memory) Sync(_ context.Context, id blockdev.ID) error {
 	return err
 }
 
+// Seal makes the device refuse to be written or grown from here on.
+func (m *Memory) Seal(_ context.Context, id blockdev.ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	device, err := m.device(id)
+	if err != nil {
+		return err
+	}
+	if device.open != nil && device.mode != blockdev.ReadOnly {
+		return fault.Errorf(fault.ErrInUse, "seal device %s: %s can be written", id, device.path())
+	}
+	device.sealed = true
+	return nil
+}
+
 // Grow extends the device.
 func (m *Memory) Grow(_ context.Context, id blockdev.ID, size int64) error {
 	m.mu.Lock()
@@ -227,6 +269,9 @@ func (m *Memory) Grow(_ context.Context, id blockdev.ID, size int64) error {
 	}
 	if size <= info.Size() {
 		return nil
+	}
+	if device.sealed {
+		return fault.Errorf(fault.ErrProtected, "grow device %s: it is sealed", id)
 	}
 	if m.full {
 		return fault.Errorf(fault.ErrNoSpace, "grow device %s: the pool is full", id)
@@ -251,9 +296,13 @@ func (m *Memory) Activate(_ context.Context, id blockdev.ID, mode blockdev.Mode)
 	if err != nil {
 		return "", err
 	}
+	if device.sealed && mode == blockdev.ReadWrite {
+		return "", fault.Errorf(fault.ErrProtected, "activate device %s: it is sealed", id)
+	}
 	if device.open != nil {
 		return device.path(), nil
 	}
+	device.mode = mode
 	if mode == blockdev.ReadOnly {
 		device.open, err = sealed(device.data)
 	} else {
@@ -303,6 +352,7 @@ func (m *Memory) Deactivate(_ context.Context, id blockdev.ID) error {
 func (m *Memory) Remove(_ context.Context, id blockdev.ID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.prepared, id)
 	device, err := m.device(id)
 	if fault.Is(err, fault.ErrNotFound) {
 		return nil
@@ -341,7 +391,7 @@ func (d *memoryDevice) info(id blockdev.ID) (blockdev.Info, error) {
 	return blockdev.Info{ID: id, Size: stat.Size, Used: stat.Blocks * 512, Path: d.path(), Record: bytes.Clone(d.record)}, nil
 }
 
-// List describes every device, by its age.
+// List describes every device, by its age; one that is only prepared has size 0.
 func (m *Memory) List(context.Context) ([]blockdev.Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -352,6 +402,9 @@ func (m *Memory) List(context.Context) ([]blockdev.Info, error) {
 			return nil, err
 		}
 		infos = append(infos, info)
+	}
+	for id, record := range m.prepared {
+		infos = append(infos, blockdev.Info{ID: id, Record: bytes.Clone(record)})
 	}
 	slices.SortFunc(infos, func(a, b blockdev.Info) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return infos, nil

@@ -282,6 +282,9 @@ func (p *Pool) Activate(ctx context.Context, id blockdev.ID, mode blockdev.Mode)
 	if err != nil {
 		return "", err
 	}
+	if mode == blockdev.ReadWrite && isSealed(stat) {
+		return "", fault.Errorf(fault.ErrProtected, "activate device %s: it is sealed", id)
+	}
 	wanted := file{stat.Dev, stat.Ino}
 	p.mu.Lock()
 	held := p.active[id]

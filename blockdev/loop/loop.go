@@ -3,7 +3,8 @@
 // file there and mounts it: the built-in pool.
 //
 // On disk, in the pool's directory: orlop-pool.json is the identity marker, images/<id>.img a device and
-// images/<id>.json its record, written before the image and removed after it.
+// images/<id>.json its record, written before the image and removed after it; images/<id>.part becomes the image when
+// Clone has finished it.
 package loop
 
 import (
@@ -29,7 +30,8 @@ const (
 	blockSize = 4096 // of the loop devices: fits disks with sectors of 512 and 4096 bytes
 	imageExt  = ".img"
 	recordExt = ".json"
-	tempExt   = ".tmp" // of a file until it is whole
+	partExt   = ".part" // of an image until it is whole
+	tempExt   = ".tmp"  // of a file until it is whole
 )
 
 // BlockSize is the logical block size in bytes of every device of this package's pools.
@@ -97,46 +99,18 @@ func (p *Pool) Traits() blockdev.Traits {
 
 func (p *Pool) image(id blockdev.ID) string  { return filepath.Join(p.images, string(id)+imageExt) }
 func (p *Pool) record(id blockdev.ID) string { return filepath.Join(p.images, string(id)+recordExt) }
+func (p *Pool) part(id blockdev.ID) string   { return filepath.Join(p.images, string(id)+partExt) }
 
 // roundUp rounds a size in bytes up to whole blocks of the loop device.
 func roundUp(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
 
-// Create makes a sparse image.
-func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64, record blockdev.Record) error {
-	return p.add(ctx, id, record, func(f *os.File) error {
-		if err := f.Truncate(roundUp(size)); err != nil {
-			return err
-		}
-		return f.Sync()
-	})
-}
-
-// Clone makes dst share all of src's blocks. Its time follows the number of src's extents, during which writes to
-// src wait.
-func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
-	if _, err := p.stat(src); err != nil {
-		return err
-	}
-	from, err := os.Open(p.image(src))
-	if err != nil {
-		return notFound(src, err)
-	}
-	defer from.Close()
-	return p.add(ctx, dst, record, func(to *os.File) error {
-		return unix.IoctlFileClone(int(to.Fd()), int(from.Fd()))
-	})
-}
-
-// add makes the record and then the image, which fill fills.
-func (p *Pool) add(ctx context.Context, id blockdev.ID, record blockdev.Record, fill func(*os.File) error) (err error) {
-	if _, err := blockdev.ParseID(string(id)); err != nil {
+// Create makes the record and then a sparse image.
+func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64, record blockdev.Record) (err error) {
+	if err := p.refuseExisting(id); err != nil {
 		return err
 	}
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
-	if _, err := os.Lstat(p.image(id)); err == nil {
-		return fault.Errorf(fault.ErrExists, "device %s: exists already", id)
-	}
 	u.Push("remove record", func(context.Context) error { return removeFile(p.record(id)) })
 	if err := p.writeRecord(id, record); err != nil {
 		return err
@@ -146,8 +120,7 @@ func (p *Pool) add(ctx context.Context, id blockdev.ID, record blockdev.Record, 
 		return spaceFault(fmt.Errorf("make device %s: %w", id, err))
 	}
 	u.Push("remove image", func(context.Context) error { return removeFile(p.image(id)) })
-	err = fill(f)
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(roundUp(size)), f.Sync(), f.Close()); err != nil {
 		return spaceFault(fmt.Errorf("make device %s: %w", id, err))
 	}
 	return syncDir(p.images)
@@ -185,20 +158,15 @@ func (p *Pool) Sync(_ context.Context, id blockdev.ID) error {
 
 // Grow extends the image, and the loop device if the image is active.
 func (p *Pool) Grow(_ context.Context, id blockdev.ID, size int64) error {
-	if _, err := p.stat(id); err != nil {
+	stat, err := p.stat(id)
+	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(p.image(id), os.O_RDWR, 0)
-	if err != nil {
-		return notFound(id, err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("grow device %s: %w", id, err)
-	}
-	if size = roundUp(size); info.Size() < size {
-		if err := errors.Join(f.Truncate(size), f.Sync()); err != nil {
+	if size = roundUp(size); stat.Size < size {
+		if isSealed(stat) {
+			return fault.Errorf(fault.ErrProtected, "grow device %s: it is sealed", id)
+		}
+		if err := extend(p.image(id), size); err != nil {
 			return spaceFault(fmt.Errorf("grow device %s: %w", id, err))
 		}
 	}
@@ -213,7 +181,16 @@ func (p *Pool) Grow(_ context.Context, id blockdev.ID, size int64) error {
 	return nil
 }
 
-// Remove deletes the image and then its record.
+// extend makes a file longer, durably.
+func extend(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), f.Sync(), f.Close())
+}
+
+// Remove deletes the image, or what there is of it, and then its record.
 func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
 	if _, err := blockdev.ParseID(string(id)); err != nil {
 		return err
@@ -225,8 +202,13 @@ func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
 	if device != "" {
 		return fault.Errorf(fault.ErrInUse, "remove device %s: active as %s", id, device)
 	}
-	if err := errors.Join(removeFile(p.image(id)), removeFile(p.record(id)), removeFile(p.record(id)+tempExt)); err != nil {
+	if err := unseal(p.image(id)); err != nil {
 		return fmt.Errorf("remove device %s: %w", id, err)
+	}
+	for _, path := range []string{p.part(id), p.image(id), p.record(id), p.record(id) + tempExt} {
+		if err := removeFile(path); err != nil {
+			return fmt.Errorf("remove device %s: %w", id, err)
+		}
 	}
 	return syncDir(p.images)
 }
@@ -258,7 +240,7 @@ func (p *Pool) Stat(_ context.Context, id blockdev.ID) (blockdev.Info, error) {
 	return info, nil
 }
 
-// List describes every device, by its age. A record whose image is gone is listed with size 0.
+// List describes every device, by its age. One whose image is gone, or not whole yet, is listed with size 0.
 func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 	entries, err := os.ReadDir(p.images)
 	if err != nil {
@@ -267,9 +249,9 @@ func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 	var infos []blockdev.Info
 	seen := map[blockdev.ID]bool{}
 	for _, entry := range entries {
-		name := strings.TrimSuffix(strings.TrimSuffix(entry.Name(), imageExt), recordExt)
-		id, err := blockdev.ParseID(name)
-		if err != nil || name == entry.Name() || seen[id] {
+		ext := filepath.Ext(entry.Name())
+		id, err := blockdev.ParseID(strings.TrimSuffix(entry.Name(), ext))
+		if err != nil || ext != imageExt && ext != partExt && ext != recordExt || seen[id] {
 			continue // not ours to name; doctor lists foreign files
 		}
 		seen[id] = true

@@ -90,7 +90,7 @@ func (c *cli) app() *urfave.App {
 			c.daemonCommand(), c.shutdownCommand(), c.infoCommand(),
 			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
 			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
-			c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
+			c.snapshotCommand(), c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
 		},
 	}
 	app.Commands = append(app.Commands, c.completionCommand(app))

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"orlop/fs"
 	"orlop/internal/control"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
@@ -123,12 +124,19 @@ func (v *crashVolume) anyTime(h *crashHost, resize string) []crashStep {
 		}, func() { v.label = label }},
 		{"trim", func() error { return h.post("/volumes/trim", v.request(), nil) }, func() {}},
 	}
-	if size > 400*crashMiB {
+	if size > 400*crashMiB || !v.mayGrow() {
 		return steps
 	}
 	return append(steps, crashStep{resize, func() error {
 		return h.post("/volumes/resize", control.Request{Name: v.name, Size: fmt.Sprint(size)}, nil)
 	}, func() { v.size = size }})
+}
+
+// mayGrow tells whether a resize is not refused. Without CAP_SYS_RESOURCE a mounted ext4 is, while a container that Docker
+// has asked for may be starting.
+func (v *crashVolume) mayGrow() bool {
+	ext4, err := fs.Lookup("ext4")
+	return v.holder == "" || v.holder == "user" || v.xfs || err == nil && ext4.GrowsMounted()
 }
 
 func (v *crashVolume) mountSteps(h *crashHost) []crashStep {

@@ -22,8 +22,10 @@ import (
 	"orlop/internal/docker"
 	"orlop/internal/fault"
 	"orlop/internal/metrics"
+	runner "orlop/internal/run"
 	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
 )
 
 const (
@@ -37,7 +39,7 @@ type settings struct {
 	root, defaultFS, pluginName, pluginSocket, controlSocket, metrics, logFormat string
 	pools                                                                        []poolSpec
 	poolSize, defaultSize                                                        int64
-	preallocate, rebuild, verbose                                                bool
+	preallocate, rebuild, verbose, allowHooks                                    bool
 }
 
 func (c *cli) daemonCommand() *urfave.Command {
@@ -62,6 +64,7 @@ func (c *cli) daemonCommand() *urfave.Command {
 			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if there is one, which then equals root"),
 			&urfave.BoolFlag{Name: "rebuild-metadata", Usage: "if the metadata is damaged or gone, make it anew from its copy and the devices; the old file is kept", EnvVars: env("rebuild-metadata")},
 			text("metrics", "", "address for Prometheus, as in 127.0.0.1:9464; whoever reaches it sees the names of volumes (default: none)"),
+			&urfave.BoolFlag{Name: "allow-hooks", Usage: "run the commands that volumes have for their snapshots: whoever may set them then is root", EnvVars: env("allow-hooks")},
 			text("log-format", "text", "text or json"),
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -81,7 +84,7 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 	s = settings{
 		root: ctx.String("root"), defaultFS: ctx.String("default-fs"), pluginName: ctx.String("plugin-name"),
 		pluginSocket: ctx.String("plugin-socket"), controlSocket: ctx.String("control-socket"), metrics: ctx.String("metrics"), logFormat: ctx.String("log-format"),
-		preallocate: ctx.Bool("pool-preallocate"), rebuild: ctx.Bool("rebuild-metadata"), verbose: ctx.Bool("verbose"),
+		preallocate: ctx.Bool("pool-preallocate"), rebuild: ctx.Bool("rebuild-metadata"), allowHooks: ctx.Bool("allow-hooks"), verbose: ctx.Bool("verbose"),
 	}
 	if s.logFormat != "text" && s.logFormat != "json" {
 		return s, fault.Errorf(fault.ErrInvalid, "--log-format %q: must be text or json", s.logFormat)
@@ -157,8 +160,12 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err := volumes.Recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
+	snapshots := snapshot.New(snapshot.Config{Store: store, Volumes: volumes, RunHook: hooks(s, log), Log: log})
+	if err := snapshots.Recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
 	d, err := product.New(product.Config{
-		Version: version, Root: s.root, Store: store, Volumes: volumes, Pools: pools.all,
+		Version: version, Root: s.root, Store: store, Volumes: volumes, Snapshots: snapshots, Pools: pools.all,
 		DefaultSize: s.defaultSize, DefaultFS: s.defaultFS, PluginName: s.pluginName,
 	})
 	if err != nil {
@@ -167,7 +174,28 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err := leaveNote(s.root); err != nil {
 		log.Warn("cannot note beside the mount point that the data root is there", "error", err)
 	}
-	return listenAndServe(ctx, stop, s, d, volumes, pools, log)
+	return listenAndServe(ctx, stop, s, d, managers{volumes, snapshots}, pools, log)
+}
+
+// managers do work in the background.
+type managers struct {
+	volumes   *volume.Manager
+	snapshots *snapshot.Manager
+}
+
+// hookLimit is how long a command around a snapshot may take.
+const hookLimit = time.Minute
+
+// hooks returns what runs the commands around snapshots, or nil if they are not allowed.
+func hooks(s settings, log *slog.Logger) snapshot.RunHook {
+	if !s.allowHooks {
+		return nil
+	}
+	return func(ctx context.Context, argv, env []string) error {
+		log.Info("hook runs", "command", argv, "environment", env)
+		_, err := runner.Runner{Limit: hookLimit, Env: env}.Run(ctx, argv...)
+		return err
+	}
 }
 
 // openMetadata opens the metadata. It clears s.rebuild if there is nothing to rebuild.
@@ -202,7 +230,7 @@ func bootID() string {
 
 // listenAndServe opens both sockets, and the metrics' if wanted, and answers until ctx is done, then lets the requests
 // under way finish.
-func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Daemon, volumes *volume.Manager, pools *poolSet, log *slog.Logger) error {
+func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Daemon, m managers, pools *poolSet, log *slog.Logger) error {
 	exporter, err := listenMetrics(s.metrics)
 	if err != nil {
 		return err
@@ -218,7 +246,7 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 	pluginServer := newServer(observed.Observe(docker.Handler(work, d, log)), log)
 	shutdown := func(ctx context.Context, detach bool) error {
 		if detach {
-			if err := volumes.SettleAll(ctx); err != nil {
+			if err := m.volumes.SettleAll(ctx); err != nil {
 				return err
 			}
 			if err := pools.detach(ctx); err != nil {
@@ -247,8 +275,9 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 		})
 	}
 	background, cancelBackground := context.WithCancel(work)
-	group.Go(func() error { return volumes.Run(background) })
-	group.Go(func() error { return volumes.WatchSpace(background) })
+	group.Go(func() error { return m.volumes.Run(background) })
+	group.Go(func() error { return m.volumes.WatchSpace(background) })
+	group.Go(func() error { return m.snapshots.Run(background) })
 	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket, "metrics", exporter.path)
 	notify(log, daemon.SdNotifyReady)
 	<-ctx.Done()

@@ -66,12 +66,14 @@ func (c *cli) create(ctx *urfave.Context) error {
 
 func (c *cli) setCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "set", Usage: "change a volume's labels and protection", ArgsUsage: "NAME",
+		Name: "set", Usage: "change a volume's labels, protection and hooks", ArgsUsage: "NAME",
 		Description: "Example: orlop set db --label tier=gold --label old= --protect",
 		Flags: []urfave.Flag{
 			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value; key= removes it"},
 			&urfave.BoolFlag{Name: "protect", Usage: "refuse to delete the volume"},
 			&urfave.BoolFlag{Name: "unprotect", Usage: "allow to delete the volume again"},
+			&urfave.StringFlag{Name: "pre-snapshot", Usage: "command to run on the host before each snapshot; empty to remove it"},
+			&urfave.StringFlag{Name: "post-snapshot", Usage: "command to run on the host after each snapshot; empty to remove it"},
 		},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
@@ -85,6 +87,12 @@ func (c *cli) setCommand() *urfave.Command {
 			}
 			if on || ctx.Bool("unprotect") {
 				request.Protect = &on
+			}
+			for flag, field := range map[string]**string{"pre-snapshot": &request.PreSnapshot, "post-snapshot": &request.PostSnapshot} {
+				if ctx.IsSet(flag) {
+					line := ctx.String(flag)
+					*field = &line
+				}
 			}
 			var view daemon.View
 			if err := c.client.Post(ctx.Context, "/volumes/set", request, &view); err != nil || !c.json {
@@ -141,38 +149,51 @@ func (c *cli) inspectCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			views := []json.RawMessage{}
-			err = c.forEach(names, func(name string) error {
-				var view json.RawMessage
-				err := c.client.Get(ctx.Context, "/volumes/inspect", url.Values{"name": {name}}, &view)
-				if err == nil {
-					views = append(views, view)
-				}
-				return err
+			return c.inspectEach(names, func(name string) (view json.RawMessage, err error) {
+				err = c.client.Get(ctx.Context, "/volumes/inspect", url.Values{"name": {name}}, &view)
+				return view, err
 			})
-			if len(names) > 1 {
-				if printErr := c.printJSON(views); err == nil {
-					err = printErr
-				}
-			} else if err == nil {
-				err = c.printJSON(views[0])
-			}
-			return err
 		},
 	}
+}
+
+// inspectEach prints what get returns for one name, or an array for several.
+func (c *cli) inspectEach(names []string, get func(name string) (json.RawMessage, error)) error {
+	views := []json.RawMessage{}
+	err := c.forEach(names, func(name string) error {
+		view, err := get(name)
+		if err == nil {
+			views = append(views, view)
+		}
+		return err
+	})
+	if len(names) > 1 {
+		if printErr := c.printJSON(views); err == nil {
+			err = printErr
+		}
+	} else if err == nil {
+		err = c.printJSON(views[0])
+	}
+	return err
+}
+
+// emptyName refuses a name that is there but empty: a variable of a script's that is not set.
+func emptyName(command string) error {
+	return fault.Errorf(fault.ErrInvalid, "%s: the name is empty", command)
 }
 
 func (c *cli) deleteCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "delete", Aliases: []string{"rm"}, Usage: "delete volumes and their data", ArgsUsage: "NAME...",
-		Description: "Refuses volumes that are mounted or protected. Example: orlop delete scratch",
+		Description: "Refuses volumes that are mounted or protected, or have snapshots. Example: orlop delete scratch",
+		Flags:       []urfave.Flag{&urfave.BoolFlag{Name: "snapshots", Usage: "delete their snapshots too"}},
 		Action: func(ctx *urfave.Context) error {
 			names, err := arguments(ctx, 1, -1)
 			if err != nil {
 				return err
 			}
 			return c.forEach(names, func(name string) error {
-				return c.client.Post(ctx.Context, "/volumes/delete", control.Request{Name: name}, nil)
+				return c.client.Post(ctx.Context, "/volumes/delete", control.Request{Name: name, Snapshots: ctx.Bool("snapshots")}, nil)
 			})
 		},
 	}

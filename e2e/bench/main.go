@@ -3,7 +3,8 @@
 //
 //	unshare --mount bench bin/orlop
 //
-// It needs root, fio and about 10 minutes, with BENCH_QUICK=1 about 2. BENCH_DIR is where it works, /var/tmp by
+// It needs root, fio and about 10 minutes, with BENCH_QUICK=1 about 2. BENCH_ONLY names one part of it: lifecycle, many,
+// disks or snapshots. BENCH_DIR is where it works, /var/tmp by
 // default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too. In a mount
 // namespace of its own, nobody who starts a container meanwhile gets a copy of its mounts and keeps them in use.
 package main
@@ -62,8 +63,15 @@ func measure(ctx context.Context) (err error) {
 	}
 	b.later(func() error { return sweep(b.dir) })
 	defer func() { err = errors.Join(err, b.cleanUp()) }()
-	for _, part := range []func(context.Context) error{b.lifecycle, b.many, b.disks} {
-		if err := part(ctx); err != nil {
+	only := os.Getenv("BENCH_ONLY")
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"lifecycle", b.lifecycle}, {"many", b.many}, {"disks", b.disks}, {"snapshots", b.snapshots}} {
+		if only != "" && only != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -27,15 +28,20 @@ type Setting struct {
 
 // Request is the body of every request that changes something. Each verb reads the fields that it needs.
 type Request struct {
-	Name       string    `json:"name,omitempty"`       // volume: name, ID or beginning of its ID
-	AutoName   bool      `json:"auto_name,omitempty"`  // create: make a name up
-	Options    []Setting `json:"options,omitempty"`    // create
-	Device     string    `json:"device,omitempty"`     // adopt, delete of a device: its ID or the beginning of it
-	Mountpoint string    `json:"mountpoint,omitempty"` // mount: absolute path, empty for the volume's own
-	Size       string    `json:"size,omitempty"`       // resize
-	Labels     []string  `json:"labels,omitempty"`     // set: key=value, or key= to remove
-	Protect    *bool     `json:"protect,omitempty"`    // set
-	Detach     bool      `json:"detach,omitempty"`     // shutdown
+	Name         string    `json:"name,omitempty"`          // volume or snapshot: name, ID or beginning of its ID; new snapshots: name or empty
+	AutoName     bool      `json:"auto_name,omitempty"`     // create: make a name up
+	Options      []Setting `json:"options,omitempty"`       // create
+	Snapshots    bool      `json:"snapshots,omitempty"`     // delete: with the volume's snapshots
+	Device       string    `json:"device,omitempty"`        // adopt, delete of a device: its ID or the beginning of it
+	Mountpoint   string    `json:"mountpoint,omitempty"`    // mount: absolute path, empty for the volume's own
+	Size         string    `json:"size,omitempty"`          // resize
+	Labels       []string  `json:"labels,omitempty"`        // set: key=value, or key= to remove; new snapshots: key=value
+	Protect      *bool     `json:"protect,omitempty"`       // set
+	PreSnapshot  *string   `json:"pre_snapshot,omitempty"`  // set: command line, or empty to remove
+	PostSnapshot *string   `json:"post_snapshot,omitempty"` // set
+	Volumes      []string  `json:"volumes,omitempty"`       // new snapshots: of which volumes
+	Discard      bool      `json:"discard,omitempty"`       // restore of a snapshot: do not keep what it replaces
+	Detach       bool      `json:"detach,omitempty"`        // shutdown
 }
 
 // Mounted answers mount.
@@ -103,13 +109,9 @@ func (c *Client) Post(ctx context.Context, path string, request Request, out any
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body []byte, out any) error {
-	request, err := http.NewRequestWithContext(ctx, method, "http://orlop"+Prefix+path, bytes.NewReader(body))
+	response, err := c.send(ctx, method, path, body)
 	if err != nil {
-		return fmt.Errorf("make request: %w", err)
-	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return c.unreachable(err)
+		return err
 	}
 	defer response.Body.Close()
 	raw, err := io.ReadAll(response.Body)
@@ -117,17 +119,70 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, out a
 		return c.unreachable(err)
 	}
 	if response.StatusCode >= http.StatusBadRequest {
-		var failure ErrorBody
-		if err := json.Unmarshal(raw, &failure); err != nil || failure.Error.Message == "" {
-			return fmt.Errorf("daemon at %s: %s", c.socket, response.Status)
-		}
-		return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
+		return c.refusal(response, raw)
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.Unmarshal(raw, out); err != nil {
 		return fmt.Errorf("daemon at %s: read answer: %w", c.socket, err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://orlop"+Prefix+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	return response, nil
+}
+
+// refusal is the error that an answer tells of.
+func (c *Client) refusal(response *http.Response, body []byte) error {
+	var failure ErrorBody
+	if err := json.Unmarshal(body, &failure); err != nil || failure.Error.Message == "" {
+		return fmt.Errorf("daemon at %s: %s", c.socket, response.Status)
+	}
+	return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
+}
+
+// Stream asks for a path below Prefix and calls fn with each line of the answer, JSON each. It fails as Get does, and
+// with the error that the daemon met on the way, which is the last line then.
+func (c *Client) Stream(ctx context.Context, path string, query url.Values, fn func(line []byte) error) error {
+	response, err := c.send(ctx, http.MethodGet, path+"?"+query.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= http.StatusBadRequest {
+		raw, _ := io.ReadAll(response.Body) // whatever came of it
+		return c.refusal(response, raw)
+	}
+	lines := bufio.NewScanner(response.Body)
+	ended := false
+	for lines.Scan() {
+		var failure ErrorBody
+		switch line := lines.Bytes(); {
+		case len(line) == 0:
+			ended = true
+		case bytes.HasPrefix(line, []byte(`{"error"`)) && json.Unmarshal(line, &failure) == nil:
+			return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
+		default:
+			if err := fn(line); err != nil {
+				return err
+			}
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return c.unreachable(err)
+	}
+	if !ended {
+		return c.unreachable(io.ErrUnexpectedEOF)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"orlop/internal/fault"
 	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
 )
 
 // A Pool is a configured pool and what the daemon shows of it.
@@ -34,6 +36,7 @@ type Config struct {
 	Root        string // data root
 	Store       *metadata.Store
 	Volumes     *volume.Manager
+	Snapshots   *snapshot.Manager
 	Pools       []Pool // the first is the default
 	DefaultSize int64  // bytes
 	DefaultFS   string
@@ -47,6 +50,7 @@ type Daemon struct {
 	root        string
 	store       *metadata.Store
 	volumes     *volume.Manager
+	snapshots   *snapshot.Manager
 	pools       []Pool
 	defaultSize int64
 	defaultFS   string
@@ -57,7 +61,7 @@ type Daemon struct {
 // New returns a Daemon on c. It fails with fault.ErrInvalid if the defaults cannot be used for a volume.
 func New(c Config) (*Daemon, error) {
 	d := &Daemon{
-		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, pools: c.Pools,
+		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, snapshots: c.Snapshots, pools: c.Pools,
 		defaultSize: c.DefaultSize, defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
 	}
 	return d, CheckDefaults(c.DefaultFS, c.DefaultSize)
@@ -65,11 +69,19 @@ func New(c Config) (*Daemon, error) {
 
 // Create makes a volume and returns what inspect shows.
 func (d *Daemon) Create(ctx context.Context, name string, options []Option) (View, error) {
-	spec, err := d.spec(name, options)
+	spec, from, err := d.spec(name, options)
 	if err != nil {
 		return View{}, err
 	}
-	v, err := d.volumes.Create(ctx, spec)
+	var v metadata.Volume
+	switch {
+	case from.snapshot != "":
+		v, err = d.snapshots.CopySnapshot(ctx, from.snapshot, spec.Spec)
+	case from.volume.ID != "":
+		v, err = d.snapshots.CopyVolume(ctx, from.volume.ID, spec.Spec)
+	default:
+		v, err = d.volumes.Create(ctx, spec.Spec)
+	}
 	if err != nil {
 		return View{}, err
 	}
@@ -94,6 +106,9 @@ func (d *Daemon) EnsureDocker(ctx context.Context, name string, options map[stri
 	}
 	list := make([]Option, 0, len(options))
 	for key, value := range options {
+		if slices.ContainsFunc(OptionKinds, func(k OptionKind) bool { return k.Key == key && k.FlagOnly }) {
+			return fault.Errorf(fault.ErrInvalid, "option %q: not for docker: use 'orlop set %s --%s CMD'", key, name, key)
+		}
 		list = append(list, Option{key, value})
 	}
 	_, err := d.Create(ctx, name, list)
@@ -153,20 +168,21 @@ func find(tx *metadata.Tx, ref string) (metadata.Volume, error) {
 	return v, fault.Errorf(fault.ErrInvalid, "volume ID %q: ambiguous: %s", ref, strings.Join(candidates, ", "))
 }
 
-// Delete deletes a volume and its data.
-func (d *Daemon) Delete(ctx context.Context, ref string) error {
+// Delete deletes a volume and its data, with withSnapshots its snapshots too.
+func (d *Daemon) Delete(ctx context.Context, ref string, withSnapshots bool) error {
 	id, err := d.resolve(ref)
 	if err != nil {
 		return err
 	}
-	return d.volumes.Delete(ctx, id)
+	return d.volumes.Delete(ctx, id, withSnapshots)
 }
 
-// RemoveDocker deletes the volume of exactly this name for Docker. One that is gone already is success.
+// RemoveDocker deletes the volume of exactly this name for Docker, unless it has snapshots of the user's. One that is
+// gone already is success.
 func (d *Daemon) RemoveDocker(ctx context.Context, name string) error {
 	id, err := d.named(name)
 	if err == nil && id != "" {
-		err = d.volumes.Delete(ctx, id)
+		err = d.volumes.Delete(ctx, id, false)
 	}
 	return err
 }
@@ -263,10 +279,18 @@ func (d *Daemon) Resize(ctx context.Context, ref, size string) (View, error) {
 	return d.Inspect(ctx, id)
 }
 
-// Set changes a volume's labels, given as key=value or key= to remove one, and its protection unless protect is nil.
-func (d *Daemon) Set(ctx context.Context, ref string, labels []string, protect *bool) (View, error) {
-	change := volume.Change{Labels: map[string]string{}, Protected: protect}
-	for _, label := range labels {
+// A Change says what to set of a volume. Nil fields stay as they are.
+type Change struct {
+	Labels       []string // key=value, or key= to remove one
+	Protect      *bool
+	PreSnapshot  *string // command line; empty to remove it
+	PostSnapshot *string
+}
+
+// Set changes a volume's labels, protection and hooks, all or nothing.
+func (d *Daemon) Set(ctx context.Context, ref string, c Change) (View, error) {
+	change := volume.Change{Labels: map[string]string{}, Protected: c.Protect}
+	for _, label := range c.Labels {
 		key, value, err := parseLabel(label)
 		if err != nil {
 			return View{}, err
@@ -276,7 +300,14 @@ func (d *Daemon) Set(ctx context.Context, ref string, labels []string, protect *
 		}
 		change.Labels[key] = value
 	}
-	if len(labels) == 0 && protect == nil {
+	var err error
+	if change.PreSnapshot, err = d.parseHook("pre-snapshot", c.PreSnapshot); err != nil {
+		return View{}, err
+	}
+	if change.PostSnapshot, err = d.parseHook("post-snapshot", c.PostSnapshot); err != nil {
+		return View{}, err
+	}
+	if len(c.Labels) == 0 && c.Protect == nil && c.PreSnapshot == nil && c.PostSnapshot == nil {
 		return View{}, fault.Errorf(fault.ErrInvalid, "volume %q: nothing to set", ref)
 	}
 	id, err := d.resolve(ref)
@@ -287,6 +318,31 @@ func (d *Daemon) Set(ctx context.Context, ref string, labels []string, protect *
 		return View{}, err
 	}
 	return d.Inspect(ctx, id)
+}
+
+// parseHook reads the command line of a hook; nil stays nil, and an empty one removes the hook.
+func (d *Daemon) parseHook(key string, line *string) (*[]string, error) {
+	if line == nil || *line == "" {
+		if line == nil {
+			return nil, nil
+		}
+		return &[]string{}, nil
+	}
+	argv, err := parseCommand(key, *line)
+	if err != nil {
+		return nil, err
+	}
+	return &argv, d.checkHooks(argv)
+}
+
+// checkHooks fails with fault.ErrUnsupported if there is a hook and the daemon's owner does not allow any.
+func (d *Daemon) checkHooks(hooks ...[]string) error {
+	for _, argv := range hooks {
+		if len(argv) > 0 && !d.snapshots.HooksAllowed() {
+			return fault.Errorf(fault.ErrUnsupported, "command %q: they run as root, so the daemon must be started with --allow-hooks", argv[0])
+		}
+	}
+	return nil
 }
 
 // Trim gives back the space that a volume's filesystem does not use, and returns its bytes.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ type OptionKind struct {
 	Repeats  bool // may be given several times
 	Switch   bool // needs no value on the command line
 	NotAFlag bool // for Docker only
+	FlagOnly bool // not for Docker
 	set      func(*CreateSpec, string) error
 }
 
@@ -31,6 +33,8 @@ type OptionKind struct {
 type CreateSpec struct {
 	volume.Spec
 	driver string
+	from   string // volume or snapshot to copy
+	given  map[string]bool
 }
 
 // OptionKinds is the table of options: every front door reads it. Docker's form of the label option is
@@ -47,6 +51,10 @@ var OptionKinds = []OptionKind{
 	}},
 	{Key: "pool", Help: "pool to make the volume in", set: func(s *CreateSpec, v string) error {
 		s.Pool = v
+		return nil
+	}},
+	{Key: "from", Help: "volume, or volume@snapshot, that the new volume begins as a copy of", set: func(s *CreateSpec, v string) error {
+		s.from = v
 		return nil
 	}},
 	{Key: "label", Help: "label as key=value", Repeats: true, set: func(s *CreateSpec, v string) error {
@@ -81,6 +89,14 @@ var OptionKinds = []OptionKind{
 			return fault.Errorf(fault.ErrInvalid, "protect %q: must be true or false", v)
 		}
 		return nil
+	}},
+	{Key: "pre-snapshot", Help: "command to run on the host before each snapshot", FlagOnly: true, set: func(s *CreateSpec, v string) (err error) {
+		s.PreSnapshot, err = parseCommand("pre-snapshot", v)
+		return err
+	}},
+	{Key: "post-snapshot", Help: "command to run on the host after each snapshot, whatever became of it", FlagOnly: true, set: func(s *CreateSpec, v string) (err error) {
+		s.PostSnapshot, err = parseCommand("post-snapshot", v)
+		return err
 	}},
 	{Key: "driver", Help: "kind of pool, as Convoy had it", NotAFlag: true, set: func(s *CreateSpec, v string) error {
 		s.driver = v
@@ -134,33 +150,85 @@ func optionKeys() []string {
 		if key == "label" {
 			key = labelPrefix + "<key>"
 		}
-		keys = append(keys, key)
+		if !kind.FlagOnly {
+			keys = append(keys, key)
+		}
 	}
 	return keys
 }
 
-// spec reads a new volume's name and options, fills in the defaults and checks what depends on each other. It
-// fails with fault.ErrInvalid, naming the value and what is allowed.
-func (d *Daemon) spec(name string, options []Option) (volume.Spec, error) {
-	s := CreateSpec{Spec: volume.Spec{Name: name, Size: d.defaultSize, Filesystem: d.defaultFS, Mode: 0o755}}
+// spec reads a new volume's name and options, fills in the defaults, or for a copy what it inherits, and checks what
+// depends on each other. It fails with fault.ErrInvalid, naming the value and what is allowed.
+func (d *Daemon) spec(name string, options []Option) (CreateSpec, origin, error) {
+	s := CreateSpec{Spec: volume.Spec{Name: name, Size: d.defaultSize, Filesystem: d.defaultFS, Mode: 0o755}, given: map[string]bool{}}
 	if err := checkName(name); err != nil {
-		return s.Spec, err
+		return s, origin{}, err
 	}
-	given := map[string]bool{}
 	for _, option := range options {
 		if err := s.apply(option); err != nil {
-			return s.Spec, err
+			return s, origin{}, err
 		}
 		i := slices.IndexFunc(OptionKinds, func(k OptionKind) bool { return k.Key == option.Key })
-		if i >= 0 && !OptionKinds[i].Repeats && given[option.Key] {
-			return s.Spec, fault.Errorf(fault.ErrInvalid, "option %q: given twice", option.Key)
+		if i >= 0 && !OptionKinds[i].Repeats && s.given[option.Key] {
+			return s, origin{}, fault.Errorf(fault.ErrInvalid, "option %q: given twice", option.Key)
 		}
-		given[option.Key] = true
+		s.given[option.Key] = true
+	}
+	var from origin
+	if s.given["from"] {
+		var err error
+		if from, err = d.findOrigin(s.from); err == nil {
+			err = s.inherit(from)
+		}
+		if err != nil {
+			return s, from, err
+		}
+	}
+	if err := d.checkHooks(s.PreSnapshot, s.PostSnapshot); err != nil {
+		return s, from, err
 	}
 	if err := s.checkFilesystem(); err != nil {
-		return s.Spec, err
+		return s, from, err
 	}
-	return s.Spec, d.choosePool(&s, given)
+	return s, from, d.choosePool(&s, s.given)
+}
+
+// inherit fills in what a copy has of its origin, and refuses what a copy cannot have.
+func (s *CreateSpec) inherit(from origin) error {
+	v := from.volume
+	if s.given["fs"] && s.Filesystem != v.Filesystem {
+		return fault.Errorf(fault.ErrInvalid, "fs %q: a copy of %s keeps its filesystem, %s", s.Filesystem, s.from, v.Filesystem)
+	}
+	if s.given["pool"] && s.Pool != v.Pool {
+		return fault.Errorf(fault.ErrInvalid, "pool %q: a copy of %s is made in its pool, %q", s.Pool, s.from, v.Pool)
+	}
+	if s.given["size"] && s.Size < from.size {
+		return fault.Errorf(fault.ErrInvalid, "size %d: a copy of %s needs at least %d bytes", s.Size, s.from, from.size)
+	}
+	if !s.given["size"] {
+		s.Size = from.size
+	}
+	setOwner := s.given["uid"] || s.given["gid"] || s.given["mode"]
+	if !s.given["uid"] {
+		s.UID = v.UID
+	}
+	if !s.given["gid"] {
+		s.GID = v.GID
+	}
+	if !s.given["mode"] {
+		s.Mode = v.Mode
+	}
+	if !s.given["mount-option"] {
+		s.MountOptions = v.MountOptions
+	}
+	labels := maps.Clone(v.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, s.Labels)
+	s.Filesystem, s.Pool, s.given["pool"], s.Labels = v.Filesystem, v.Pool, true, labels
+	s.Copy = &volume.Copy{SetOwner: setOwner}
+	return checkLabelCount(labels)
 }
 
 func (s *CreateSpec) checkFilesystem() error {

@@ -91,3 +91,53 @@ func checkLabelCount(labels map[string]string) error {
 	}
 	return nil
 }
+
+const maxCommand = 4096 // bytes
+
+// parseCommand splits a command line into arguments, as a shell would: at blanks, with quotes and backslashes. Nothing
+// is expanded, for no shell runs it. It fails with fault.ErrInvalid if there is no command or a quote is open.
+func parseCommand(key, line string) ([]string, error) {
+	invalid := func(why string) error {
+		return fault.Errorf(fault.ErrInvalid, "%s %q: %s", key, line, why)
+	}
+	if len(line) > maxCommand || strings.ContainsAny(line, "\x00\n") {
+		return nil, invalid("must be one line of at most 4096 bytes")
+	}
+	var argv []string
+	var word strings.Builder
+	var quote rune
+	inWord, escaped := false, false
+	for _, r := range line {
+		switch {
+		case escaped:
+			word.WriteRune(r)
+			escaped = false
+		case r == '\\' && quote != '\'':
+			inWord, escaped = true, true
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote != 0:
+			word.WriteRune(r)
+		case r == '"' || r == '\'':
+			inWord, quote = true, r
+		case r == ' ' || r == '\t':
+			if inWord {
+				argv, inWord = append(argv, word.String()), false
+				word.Reset()
+			}
+		default:
+			inWord = true
+			word.WriteRune(r)
+		}
+	}
+	if quote != 0 || escaped {
+		return nil, invalid("a quote or backslash at its end is open")
+	}
+	if inWord {
+		argv = append(argv, word.String())
+	}
+	if len(argv) == 0 || argv[0] == "" {
+		return nil, invalid("names no command")
+	}
+	return argv, nil
+}

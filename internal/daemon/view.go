@@ -37,7 +37,9 @@ type View struct {
 	Problem      string            `json:"problem,omitempty"`
 	Warnings     []string          `json:"warnings,omitempty"` // of the space below it
 	Kept         bool              `json:"kept"`               // mounted without a holder because something uses it still
-	Snapshots    []struct{}        `json:"snapshots"`
+	PreSnapshot  []string          `json:"pre_snapshot,omitempty"`
+	PostSnapshot []string          `json:"post_snapshot,omitempty"`
+	Snapshots    []SnapshotView    `json:"snapshots"`
 	LastBackup   *struct{}         `json:"last_backup"`
 	ReadOnly     bool              `json:"read_only"` // mounted, and went read-only after an error
 
@@ -56,14 +58,33 @@ type HolderView struct {
 // degraded is the state shown of a volume that cannot be used as it should.
 const degraded = "degraded"
 
-// view builds what users see of a volume from its record, its holders and the kernel's mount table. It never
-// fails: trouble shows in Problem.
-func (d *Daemon) view(ctx context.Context, v metadata.Volume, holders []metadata.Holder, mounted map[string]fs.Entry) View {
+// A facts is what one read of the metadata has of a volume.
+type facts struct {
+	volume    metadata.Volume
+	holders   []metadata.Holder
+	snapshots []metadata.Snapshot
+}
+
+// readFacts reads what there is of a volume besides its record.
+func readFacts(tx *metadata.Tx, v metadata.Volume) (f facts, err error) {
+	f.volume = v
+	if f.holders, err = tx.Holders(v.ID); err != nil {
+		return f, err
+	}
+	f.snapshots, err = tx.Snapshots(v.ID)
+	return f, err
+}
+
+// view builds what users see of a volume from its records and the kernel's mount table. It never fails: trouble shows
+// in Problem.
+func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry) View {
+	v, holders := f.volume, f.holders
 	view := View{
 		Name: v.Name, ID: v.ID, Size: v.Size, Filesystem: v.Filesystem, Pool: v.Pool,
 		Holders: []HolderView{}, Created: v.Created.UTC().Format(time.RFC3339Nano),
 		Labels: v.Labels, MountOptions: v.MountOptions, Protected: v.Protected, State: string(v.State),
-		Snapshots: []struct{}{}, device: v.Device,
+		PreSnapshot: v.PreSnapshot, PostSnapshot: v.PostSnapshot,
+		Snapshots: []SnapshotView{}, device: v.Device,
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -128,13 +149,12 @@ func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (used int64, pr
 // Get returns what users see of the volume of exactly this name; ok is false only if there is none. It reads one
 // consistent state, waits for nobody, and answers for a volume whatever its trouble.
 func (d *Daemon) Get(ctx context.Context, name string) (view View, ok bool) {
-	var v metadata.Volume
-	var holders []metadata.Holder
-	err := d.store.View(func(tx *metadata.Tx) (err error) {
-		if v, err = tx.VolumeNamed(name); err != nil {
-			return err
+	var f facts
+	err := d.store.View(func(tx *metadata.Tx) error {
+		v, err := tx.VolumeNamed(name)
+		if err == nil {
+			f, err = readFacts(tx, v)
 		}
-		holders, err = tx.Holders(v.ID)
 		return err
 	})
 	if fault.Is(err, fault.ErrNotFound) {
@@ -144,7 +164,10 @@ func (d *Daemon) Get(ctx context.Context, name string) (view View, ok bool) {
 		return View{Name: name, State: degraded, Problem: err.Error()}, true
 	}
 	mounted, err := d.volumes.Mounted()
-	view = d.view(ctx, v, holders, mounted)
+	view = d.view(ctx, f, mounted)
+	for _, s := range f.snapshots { // without a look at each one's device: there may be thousands
+		view.Snapshots = append(view.Snapshots, d.recordedView(s))
+	}
 	if err != nil {
 		view.State, view.Problem = degraded, err.Error()
 	}
@@ -156,13 +179,12 @@ func (d *Daemon) Inspect(ctx context.Context, ref string) (View, error) {
 	if err := checkName(ref); err != nil {
 		return View{}, err
 	}
-	var v metadata.Volume
-	var holders []metadata.Holder
-	err := d.store.View(func(tx *metadata.Tx) (err error) {
-		if v, err = find(tx, ref); err != nil {
-			return err
+	var f facts
+	err := d.store.View(func(tx *metadata.Tx) error {
+		v, err := find(tx, ref)
+		if err == nil {
+			f, err = readFacts(tx, v)
 		}
-		holders, err = tx.Holders(v.ID)
 		return err
 	})
 	if err != nil {
@@ -172,7 +194,9 @@ func (d *Daemon) Inspect(ctx context.Context, ref string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	return d.view(ctx, v, holders, mounted), nil
+	view := d.view(ctx, f, mounted)
+	view.Snapshots = d.snapshotViews(ctx, f.snapshots)
+	return view, nil
 }
 
 // List returns what users see of every volume that passes all filters, by name. A filter is label=<key> or
@@ -182,20 +206,24 @@ func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
 	if err != nil {
 		return nil, err
 	}
-	var volumes []metadata.Volume
-	holders := map[string][]metadata.Holder{}
+	var all []facts
 	err = d.store.View(func(tx *metadata.Tx) error {
-		all, err := tx.Holders("")
-		for _, h := range all {
+		holders := map[string][]metadata.Holder{}
+		list, err := tx.Holders("")
+		for _, h := range list {
 			holders[h.Volume] = append(holders[h.Volume], h)
 		}
+		if err != nil {
+			return err
+		}
+		snapshots, err := snapshotsByVolume(tx)
 		if err != nil {
 			return err
 		}
 		return tx.Names(func(name string) error {
 			v, err := tx.VolumeNamed(name)
 			if err == nil && pass(v) {
-				volumes = append(volumes, v)
+				all = append(all, facts{v, holders[v.ID], snapshots[v.ID]})
 			}
 			return err
 		})
@@ -207,9 +235,10 @@ func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
 	if err != nil {
 		return nil, err
 	}
-	views := make([]View, len(volumes))
-	for i, v := range volumes {
-		views[i] = d.view(ctx, v, holders[v.ID], mounted)
+	views := make([]View, len(all))
+	for i, f := range all {
+		views[i] = d.view(ctx, f, mounted)
+		views[i].Snapshots = d.snapshotViews(ctx, f.snapshots)
 	}
 	return views, nil
 }

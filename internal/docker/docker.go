@@ -163,6 +163,7 @@ func (a adapter) get(ctx context.Context, r volume.GetRequest) (any, error) {
 	status := map[string]any{
 		"state": view.State, "size": daemon.Bytes(view.Size), "used": daemon.Bytes(view.Used), "filesystem": view.Filesystem,
 		"pool": view.Pool, "holders": len(view.Holders), "labels": view.Labels, "protected": view.Protected,
+		"snapshots": len(view.Snapshots),
 	}
 	if view.Kept {
 		status["kept"] = "mounted without a holder because something uses it still"

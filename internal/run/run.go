@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"orlop/internal/fault"
@@ -29,6 +31,8 @@ var packages = map[string]string{
 // A Runner runs commands. The zero Runner is ready; a Runner is safe for concurrent use.
 type Runner struct {
 	Limit time.Duration // of one command; DefaultLimit if zero
+	Env   []string      // added to the environment, NAME=value
+	Nice  int           // added to the command's nice value: a positive one lets the daemon's answers go first
 }
 
 // An ExitError is the failure of a command that ran and exited with Code.
@@ -44,7 +48,7 @@ func (e *ExitError) Error() string {
 
 // Run starts argv and returns its standard output. It fails with an *ExitError if the command exits non-zero,
 // and with fault.ErrUnsupported if the command is not installed. A command that overruns the limit or outlives
-// ctx is killed.
+// ctx is killed, with what it has started itself.
 func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	limit := r.Limit
 	if limit == 0 {
@@ -54,13 +58,18 @@ func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+searchPath())
+	cmd.Env = slices.Concat(os.Environ(), []string{"LC_ALL=C", "PATH=" + searchPath()}, r.Env)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if resolved, err := Find(argv[0]); err == nil {
 		cmd.Path, cmd.Err = resolved, nil
 	}
-	err := cmd.Run()
+	err := r.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -73,6 +82,16 @@ func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 		return stdout.Bytes(), &ExitError{Argv: argv, Code: exit.ExitCode(), Output: tail(stderr.String(), stdout.String())}
 	}
 	return nil, fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+}
+
+func (r Runner) start(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if r.Nice != 0 {
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, cmd.Process.Pid, r.Nice) // it runs all the same
+	}
+	return nil
 }
 
 // Find returns the path of a command, looking in the system's sbin directories too. It fails with

@@ -17,11 +17,13 @@ import (
 // A Change says what to change of a volume's record. Nil fields stay as they are; an empty label value removes
 // the label.
 type Change struct {
-	Labels    map[string]string
-	Protected *bool
+	Labels       map[string]string
+	Protected    *bool
+	PreSnapshot  *[]string
+	PostSnapshot *[]string
 }
 
-// Set changes a volume's labels and protection, all or nothing.
+// Set changes a volume's labels, protection and hooks, all or nothing.
 func (m *Manager) Set(ctx context.Context, id string, c Change) (metadata.Volume, error) {
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
@@ -43,6 +45,12 @@ func (m *Manager) Set(ctx context.Context, id string, c Change) (metadata.Volume
 	if c.Protected != nil {
 		changed.Protected = *c.Protected
 	}
+	if c.PreSnapshot != nil {
+		changed.PreSnapshot = *c.PreSnapshot
+	}
+	if c.PostSnapshot != nil {
+		changed.PostSnapshot = *c.PostSnapshot
+	}
 	if err := m.replace(ctx, v, changed); err != nil {
 		return v, fmt.Errorf("set volume %q: %w", v.Name, err)
 	}
@@ -57,7 +65,7 @@ func (m *Manager) replace(ctx context.Context, old, v metadata.Volume) (err erro
 	if err != nil {
 		return err
 	}
-	record, err := m.describe(v)
+	record, err := m.Describe(v)
 	if err != nil {
 		return err
 	}
@@ -67,7 +75,7 @@ func (m *Manager) replace(ctx context.Context, old, v metadata.Volume) (err erro
 		return err
 	}
 	u.Push("describe device", func(ctx context.Context) error {
-		record, err := m.describe(old)
+		record, err := m.Describe(old)
 		if err != nil {
 			return err
 		}
@@ -79,7 +87,7 @@ func (m *Manager) replace(ctx context.Context, old, v metadata.Volume) (err erro
 // Resize grows a volume to size bytes, also while it is in use. It fails with fault.ErrInvalid if that would
 // shrink it. The new size is recorded first; cut short by a crash, the next mount finishes the growth.
 func (m *Manager) Resize(ctx context.Context, id string, size int64) (metadata.Volume, error) {
-	m.makeRoomFor(ctx, id)
+	m.MakeRoomFor(ctx, id)
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
 		return v, err
@@ -160,34 +168,40 @@ func (m *Manager) recordDeviceSize(ctx context.Context, v metadata.Volume) error
 }
 
 // releaseToGrow unmounts a mounted volume that this process may only grow unmounted, and tells whether it is to be
-// mounted again. It fails with fault.ErrUnsupported, changing nothing, if anybody uses the volume.
+// mounted again. It fails with fault.ErrUnsupported, changing nothing, if anybody uses the volume or is about to.
 func (m *Manager) releaseToGrow(ctx context.Context, v metadata.Volume, pool blockdev.Pool, kind fs.Type) (remount bool, err error) {
 	entry, err := m.mountOf(m.Mountpoint(v.Name))
 	if err != nil || entry == nil || kind.GrowsMounted() {
 		return false, err
 	}
-	result, err := m.release(context.WithoutCancel(ctx), v, pool, time.Now())
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	if err != nil {
+		return false, err
+	}
+	if now, err := kind.Size(info.Path); err == nil && now >= v.Size {
+		return false, nil // it has that size already
+	}
+	holders, err := m.holders(v)
+	if err != nil {
+		return false, err
+	}
+	result := settled{holders: starting(holders)}
+	if len(result.holders) == 0 {
+		result, err = m.release(context.WithoutCancel(ctx), v, pool, patience{trim: trimWait})
+	}
 	if err == nil && !result.released {
 		err = fault.Errorf(fault.ErrUnsupported, "the kernel lets only a daemon with CAP_SYS_RESOURCE grow %s in use, and this one lacks it: stop what uses the volume (%s) or give the daemon that capability", v.Filesystem, result.by(v.Name))
 	}
 	return err == nil, err
 }
 
-// trimHolder begins the ID of the holder that keeps a volume mounted while it is trimmed. None outlives the daemon.
-const trimHolder = "trim-"
-
-// Trim tells a volume's device which blocks its filesystem does not use, so that their space comes back, and
-// returns their bytes. A volume that is not mounted is mounted meanwhile. The work itself holds no lock.
-func (m *Manager) Trim(ctx context.Context, id string) (bytes int64, err error) {
-	holder := trimHolder + string(blockdev.NewID())
-	dir, err := m.Mount(ctx, id, holder)
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		if failed := m.Unmount(context.WithoutCancel(ctx), id, holder); err == nil {
-			err = failed
+// starting returns Docker's holders that are young: their containers may be starting, with the path in hand and no mount
+// of their own yet that the kernel would show.
+func starting(holders []metadata.Holder) (young []metadata.Holder) {
+	for _, h := range holders {
+		if !h.User && time.Since(h.Since) < suspectAge {
+			young = append(young, h)
 		}
-	}()
-	return fs.Trim(dir)
+	}
+	return young
 }

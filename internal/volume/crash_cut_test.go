@@ -75,6 +75,10 @@ func (p cutPool) Create(ctx context.Context, id blockdev.ID, size int64, record 
 	return p.effect("pool.Create", func() error { return p.Pool.Create(ctx, id, size, record) })
 }
 
+func (p cutPool) Prepare(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	return p.effect("pool.Prepare", func() error { return p.Pool.Prepare(ctx, dst, src, record) })
+}
+
 func (p cutPool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
 	return p.effect("pool.Clone", func() error { return p.Pool.Clone(ctx, dst, src, record) })
 }
@@ -85,6 +89,10 @@ func (p cutPool) Describe(ctx context.Context, id blockdev.ID, record blockdev.R
 
 func (p cutPool) Sync(ctx context.Context, id blockdev.ID) error {
 	return p.effect("pool.Sync", func() error { return p.Pool.Sync(ctx, id) })
+}
+
+func (p cutPool) Seal(ctx context.Context, id blockdev.ID) error {
+	return p.effect("pool.Seal", func() error { return p.Pool.Seal(ctx, id) })
 }
 
 func (p cutPool) Grow(ctx context.Context, id blockdev.ID, size int64) error {

@@ -165,8 +165,8 @@ func (w *world) wantDevices(t *testing.T, known map[string]metadata.Volume) {
 		if !ok {
 			continue // the pictures count what is unknown
 		}
-		if carried, err := decode(w.pools["loop"], info); err != nil || carried.ID != v.ID || carried.Name != v.Name {
-			t.Errorf("volume %s: its device carries the record of %q (%s): %v", v.Name, carried.Name, carried.ID, err)
+		if carried, err := decode(w.pools["loop"], info); err != nil || carried.Volume == nil || carried.Volume.ID != v.ID || carried.Volume.Name != v.Name {
+			t.Errorf("volume %s: its device carries the record %+v: %v", v.Name, carried, err)
 		}
 	}
 	if len(recorded) > 0 {

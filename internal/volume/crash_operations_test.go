@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"orlop/internal/fault"
 	"orlop/metadata"
@@ -64,7 +65,7 @@ var operations = []operation{
 	}},
 	{name: "resize", run: resize(subject, 2*sizeExt4)},
 	{name: "resize xfs", run: resize(subjectXFS, 2*sizeXFS)},
-	{name: "resize mounted", setup: mounted(subject), run: resize(subject, 2*sizeExt4)},
+	{name: "resize mounted", setup: mountedLongAgo(subject), run: resize(subject, 2*sizeExt4)},
 	{name: "resize mounted xfs", setup: mounted(subjectXFS), run: resize(subjectXFS, 2*sizeXFS)},
 	{name: "set", run: set(subject)},
 	{name: "adopt", setup: func(t testing.TB, w *world) {
@@ -169,6 +170,15 @@ func mounted(name string) func(testing.TB, *world) {
 	return func(t testing.TB, w *world) {
 		check(t, mount(name, "docker")(t.Context(), w))
 		w.content[name] = writeSynced(t, w.Mountpoint(name))
+	}
+}
+
+// mountedLongAgo is mounted with a holder whose container cannot be just starting.
+func mountedLongAgo(name string) func(testing.TB, *world) {
+	return func(t testing.TB, w *world) {
+		mounted(name)(t, w)
+		old := metadata.Holder{Volume: w.id(t, name), ID: "docker", Boot: w.boot, Since: time.Now().Add(-suspectAge)}
+		check(t, w.store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.PutHolder(old) }))
 	}
 }
 

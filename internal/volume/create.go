@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"orlop/blockdev"
@@ -25,9 +26,20 @@ type Spec struct {
 	Labels       map[string]string
 	Protected    bool
 	BlockSize    int
+	PreSnapshot  []string
+	PostSnapshot []string
+	Copy         *Copy // instead of an empty filesystem
 }
 
-// Create makes a volume: device, filesystem, empty root directory with its owner and mode. It fails with
+// A Copy says what a new volume is a copy of.
+type Copy struct {
+	Of       metadata.Volume // as it was when the copied state was taken; its size may be below the new volume's
+	SetOwner bool            // give the root directory the owner and mode of the Spec, instead of leaving them
+	// Fill makes the device dst a copy, as blockdev.Pool.Clone does.
+	Fill func(ctx context.Context, dst blockdev.ID, record blockdev.Record) error
+}
+
+// Create makes a volume: device, filesystem, empty root directory with its owner and mode; or a copy. It fails with
 // fault.ErrExists if there is one of this name, and waits for one that is just being made to know. Cut short by an
 // error it leaves nothing; cut short by a crash, recovery undoes it.
 func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err error) {
@@ -51,8 +63,11 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 		Pool: pool.Name, PoolUUID: pool.UUID, Size: spec.Size,
 		Filesystem: kind.Name, MkfsParams: kind.Params(), BlockSize: spec.BlockSize,
 		UID: spec.UID, GID: spec.GID, Mode: spec.Mode, MountOptions: spec.MountOptions,
-		Labels: spec.Labels, Protected: spec.Protected,
+		Labels: spec.Labels, Protected: spec.Protected, PreSnapshot: spec.PreSnapshot, PostSnapshot: spec.PostSnapshot,
 		State: metadata.Creating, Created: time.Now().UTC().Truncate(time.Millisecond),
+	}
+	if spec.Copy != nil {
+		v.Lineage, v.MkfsParams = spec.Copy.Of.Lineage, spec.Copy.Of.MkfsParams
 	}
 	m.makeRoom(ctx, spec.Pool)
 	release, err := m.locks.acquire(ctx, id)
@@ -66,7 +81,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
 	u.Push("create volume", func(ctx context.Context) error { return m.undoCreate(ctx, v) })
-	if err := m.fill(ctx, v, kind); err != nil {
+	if err := m.fill(ctx, v, kind, spec.Copy); err != nil {
 		return v, fmt.Errorf("create volume %q: %w", v.Name, err)
 	}
 	if v, err = m.finish(ctx, v); err != nil {
@@ -107,15 +122,31 @@ func (m *Manager) announce(ctx context.Context, v metadata.Volume) error {
 }
 
 // fill makes the device and the filesystem of a volume that is being created.
-func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) error {
+func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type, copied *Copy) error {
 	pool, err := m.Pool(v)
 	if err != nil {
 		return err
 	}
-	record, err := m.describe(v)
+	record, err := m.Describe(v)
 	if err != nil {
 		return err
 	}
+	if copied != nil {
+		err = m.fillCopy(ctx, v, kind, pool, record, copied)
+	} else {
+		err = m.fillEmpty(ctx, v, kind, pool, record)
+	}
+	if err != nil {
+		return err
+	}
+	// Now, and not with the first mount: a full disk has no room for a directory.
+	if err := m.host.MakeMountpoint(m.Mountpoint(v.Name)); err != nil {
+		return err
+	}
+	return pool.Deactivate(ctx, blockdev.ID(v.Device))
+}
+
+func (m *Manager) fillEmpty(ctx context.Context, v metadata.Volume, kind fs.Type, pool blockdev.Pool, record blockdev.Record) error {
 	device := blockdev.ID(v.Device)
 	if err := pool.Create(ctx, device, v.Size, record); err != nil {
 		return err
@@ -127,6 +158,55 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) err
 	if err := m.host.Make(ctx, kind, path, v.UID, v.GID); err != nil {
 		return err
 	}
+	return m.aside(v, kind, path, func(dir string) error { return m.host.FinishRoot(dir, v.UID, v.GID, v.Mode) })
+}
+
+// fillCopy makes the device a copy and, where the copy is to differ, changes that in its filesystem.
+func (m *Manager) fillCopy(ctx context.Context, v metadata.Volume, kind fs.Type, pool blockdev.Pool, record blockdev.Record, copied *Copy) error {
+	device := blockdev.ID(v.Device)
+	if err := copied.Fill(ctx, device, record); err != nil {
+		return err
+	}
+	larger := v.Size > copied.Of.Size
+	if larger {
+		if err := pool.Grow(ctx, device, v.Size); err != nil {
+			return err
+		}
+	}
+	if err := pool.Sync(ctx, device); err != nil {
+		return err
+	}
+	if !larger && !copied.SetOwner {
+		return nil
+	}
+	path, err := pool.Activate(ctx, device, blockdev.ReadWrite)
+	if err != nil {
+		return err
+	}
+	info, err := pool.Stat(ctx, device)
+	if err != nil {
+		return err
+	}
+	if larger {
+		if err := m.prepare(ctx, v, kind, path, info.Size); err != nil {
+			return err
+		}
+	}
+	return m.aside(v, kind, path, func(dir string) error {
+		if copied.SetOwner {
+			if err := m.host.FinishRoot(dir, v.UID, v.GID, v.Mode); err != nil {
+				return err
+			}
+		}
+		if now, err := kind.Size(path); err != nil || now >= info.Size {
+			return err
+		}
+		return m.host.Grow(kind, path, dir, info.Size)
+	})
+}
+
+// aside calls fn with the directory at which a volume that is being created is mounted meanwhile.
+func (m *Manager) aside(v metadata.Volume, kind fs.Type, path string, fn func(dir string) error) error {
 	dir := filepath.Join(m.scratch, v.ID)
 	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
@@ -134,17 +214,10 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, kind fs.Type) err
 	if err := m.host.Mount(kind, path, dir, nil); err != nil {
 		return err
 	}
-	if err := m.host.FinishRoot(dir, v.UID, v.GID, v.Mode); err != nil {
+	if err := fn(dir); err != nil {
 		return err
 	}
-	if err := m.leaveScratch(v); err != nil {
-		return err
-	}
-	// Now, and not with the first mount: a full disk has no room for a directory.
-	if err := m.host.MakeMountpoint(m.Mountpoint(v.Name)); err != nil {
-		return err
-	}
-	return pool.Deactivate(ctx, device)
+	return m.leaveScratch(v)
 }
 
 // finish says that a volume is ready, on its device and in the database.
@@ -155,7 +228,7 @@ func (m *Manager) finish(ctx context.Context, v metadata.Volume) (metadata.Volum
 	}
 	ready := v
 	ready.State = metadata.Ready
-	record, err := m.describe(ready)
+	record, err := m.Describe(ready)
 	if err != nil {
 		return v, err
 	}
@@ -182,32 +255,61 @@ func (m *Manager) undoCreate(ctx context.Context, v metadata.Volume) error {
 	return m.erase(ctx, v)
 }
 
-// erase deletes a volume's device, its mount point and, when nothing else is left, its record. It may be repeated.
+// erase deletes a volume's device, its snapshots', its mount point and, when nothing else is left, the records. It may
+// be repeated.
 func (m *Manager) erase(ctx context.Context, v metadata.Volume) error {
 	pool, err := m.Pool(v)
 	if err != nil {
 		return err
 	}
-	if err := pool.Deactivate(ctx, blockdev.ID(v.Device)); err != nil {
+	var snapshots []metadata.Snapshot
+	err = m.store.View(func(tx *metadata.Tx) error {
+		snapshots, err = tx.Snapshots(v.ID)
+		return err
+	})
+	if err != nil {
 		return err
 	}
-	if err := pool.Remove(ctx, blockdev.ID(v.Device)); err != nil {
-		return err
+	devices := []string{v.Device}
+	for _, s := range snapshots {
+		devices = append(devices, s.Device)
+	}
+	for _, device := range devices {
+		if err := RemoveDevice(ctx, pool, device); err != nil {
+			return err
+		}
 	}
 	if err := m.host.RemoveMountpoint(m.Mountpoint(v.Name)); err != nil {
 		return err
 	}
 	return m.store.Update(ctx, func(tx *metadata.Tx) error {
-		if err := tx.DeleteDevice(v.Device); err != nil {
-			return err
+		for _, device := range devices {
+			if err := tx.DeleteDevice(device); err != nil {
+				return err
+			}
+		}
+		for _, s := range snapshots {
+			if err := tx.DeleteSnapshot(s.ID); err != nil {
+				return err
+			}
 		}
 		return tx.DeleteVolume(v.ID)
 	})
 }
 
+// RemoveDevice frees and removes a device. It may be repeated.
+func RemoveDevice(ctx context.Context, pool blockdev.Pool, id string) error {
+	if err := pool.Deactivate(ctx, blockdev.ID(id)); err != nil {
+		return err
+	}
+	return pool.Remove(ctx, blockdev.ID(id))
+}
+
 // Delete deletes a volume and its data. It refuses a protected one with fault.ErrProtected and one that anybody
-// holds with fault.ErrInUse, naming the holders. After a crash the deletion is finished in the background.
-func (m *Manager) Delete(ctx context.Context, id string) error {
+// holds with fault.ErrInUse, naming the holders. Snapshots of the user's go with it only if withSnapshots is set, and
+// are fault.ErrProtected otherwise; one that is being taken or read is fault.ErrInUse. After a crash the deletion is
+// finished in the background.
+func (m *Manager) Delete(ctx context.Context, id string, withSnapshots bool) error {
 	v, release, err := m.acquire(ctx, id)
 	if err != nil {
 		return err
@@ -219,13 +321,17 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 	case v.State == metadata.Ready && v.Protected:
 		return fault.Errorf(fault.ErrProtected, "volume %q: is protected: run 'orlop set %s --unprotect' first", v.Name, v.Name)
 	case v.State == metadata.Ready:
-		if err := m.refuseHeld(ctx, v); err != nil {
+		err := m.store.View(func(tx *metadata.Tx) error { _, err := goesAlong(tx, v, withSnapshots, m.pinned); return err })
+		if err != nil {
 			return err
 		}
-		v.State = metadata.Removing
-		if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(v) }); err != nil {
+		if err := m.RefuseHeld(ctx, v); err != nil {
+			return err
+		}
+		if err := m.beginRemoval(ctx, v, withSnapshots); err != nil {
 			return fmt.Errorf("delete volume %q: %w", v.Name, err)
 		}
+		v.State = metadata.Removing
 	}
 	if err := m.erase(ctx, v); err != nil {
 		return fmt.Errorf("delete volume %q (it will be tried again): %w", v.Name, err)
@@ -234,8 +340,67 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// refuseHeld settles a volume and fails with fault.ErrInUse if it is still held.
-func (m *Manager) refuseHeld(ctx context.Context, v metadata.Volume) error {
+// beginRemoval records that a volume and its snapshots are being deleted.
+func (m *Manager) beginRemoval(ctx context.Context, v metadata.Volume, withSnapshots bool) error {
+	return m.UpdateUnpinned(ctx, func(tx *metadata.Tx, pinned func(string) string) error {
+		snapshots, err := goesAlong(tx, v, withSnapshots, pinned)
+		if err != nil {
+			return err
+		}
+		for _, s := range snapshots {
+			s.State = metadata.Removing
+			if err := tx.PutSnapshot(s); err != nil {
+				return err
+			}
+		}
+		v.State = metadata.Removing
+		return tx.PutVolume(v)
+	})
+}
+
+// goesAlong returns the snapshots that are to be deleted with a volume, all it has, or why it must stay for them.
+func goesAlong(tx *metadata.Tx, v metadata.Volume, withSnapshots bool, pinned func(id string) string) ([]metadata.Snapshot, error) {
+	snapshots, err := tx.Snapshots(v.ID)
+	if err != nil {
+		return nil, err
+	}
+	var kept []string
+	var going []metadata.Snapshot
+	for _, s := range snapshots {
+		switch why := pinned(s.ID); {
+		case s.State == metadata.Creating || s.State == metadata.Keeping:
+			return nil, fault.Errorf(fault.ErrInUse, "volume %q: its snapshot %q is being taken", v.Name, s.Name)
+		case why != "":
+			return nil, fault.Errorf(fault.ErrInUse, "volume %q: its snapshot %q is in use by %s", v.Name, s.Name, why)
+		case s.State == metadata.Ready && !s.Managed:
+			kept = append(kept, s.Name)
+		}
+		if s.State != metadata.Removing {
+			going = append(going, s)
+		}
+	}
+	if len(kept) > 0 && !withSnapshots {
+		return nil, fault.Errorf(fault.ErrProtected, "volume %q: has %s: delete them first, or all with 'orlop delete --snapshots %s'", v.Name, enumerate(kept), v.Name)
+	}
+	return going, nil
+}
+
+// enumerate names some of the snapshots.
+func enumerate(names []string) string {
+	const most = 5
+	what := fmt.Sprintf("%d snapshots: ", len(names))
+	if len(names) == 1 {
+		what = "the snapshot "
+	}
+	if len(names) > most {
+		return what + strings.Join(names[:most], ", ") + " …"
+	}
+	return what + strings.Join(names, ", ")
+}
+
+// RefuseHeld settles a volume, whose lock the caller holds, and fails with fault.ErrInUse, naming who holds it, unless
+// it is now neither mounted nor active.
+func (m *Manager) RefuseHeld(ctx context.Context, v metadata.Volume) error {
 	if _, err := m.Pool(v); err != nil {
 		return err
 	}

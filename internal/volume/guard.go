@@ -37,6 +37,13 @@ func (g guard) Create(ctx context.Context, id blockdev.ID, size int64, record bl
 	return g.Pool.Create(ctx, id, size, record)
 }
 
+func (g guard) Prepare(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
+	if err := g.room(ctx); err != nil {
+		return err
+	}
+	return g.Pool.Prepare(ctx, dst, src, record)
+}
+
 func (g guard) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.Record) error {
 	if err := g.room(ctx); err != nil {
 		return err
@@ -115,8 +122,9 @@ func (m *Manager) makeRoom(ctx context.Context, name string) {
 	m.trimmed[name] = time.Now()
 }
 
-// makeRoomFor is makeRoom for the pool of a volume.
-func (m *Manager) makeRoomFor(ctx context.Context, id string) {
+// MakeRoomFor trims the volumes of a volume's pool if that would refuse to take on more: what their filesystems have
+// freed without telling may be enough. It takes their locks, so the caller holds none.
+func (m *Manager) MakeRoomFor(ctx context.Context, id string) {
 	var v metadata.Volume
 	err := m.store.View(func(tx *metadata.Tx) (err error) {
 		v, err = tx.Volume(id)

@@ -18,9 +18,10 @@ func TestGuardRefusesWhatTakesSpaceAndNothingElse(t *testing.T) {
 	}
 	memory.SetFull(true)
 	for name, err := range map[string]error{
-		"create": g.Create(ctx, blockdev.NewID(), 1<<20, nil),
-		"clone":  g.Clone(ctx, blockdev.NewID(), id, nil),
-		"grow":   g.Grow(ctx, id, 1<<21),
+		"create":  g.Create(ctx, blockdev.NewID(), 1<<20, nil),
+		"prepare": g.Prepare(ctx, blockdev.NewID(), id, nil),
+		"clone":   g.Clone(ctx, blockdev.NewID(), id, nil),
+		"grow":    g.Grow(ctx, id, 1<<21),
 	} {
 		if !fault.Is(err, fault.ErrNoSpace) || !strings.Contains(err.Error(), `pool "fast": memory is 100% full`) {
 			t.Errorf("%s: %v, want %v naming the pool and its layer", name, err, fault.ErrNoSpace)

@@ -134,7 +134,7 @@ func containerOutlivesUnmount(t *testing.T, w *world) {
 	c := startContainer(t)
 	w.unmount(t, "a")
 	w.wantMounted(t, subject)
-	err := w.Delete(t.Context(), w.id(t, subject))
+	err := w.Delete(t.Context(), w.id(t, subject), false)
 	if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "pid ") {
 		t.Errorf("delete while it is used: %v", err)
 	}
@@ -165,7 +165,7 @@ func strangerAtMountpoint(t *testing.T, w *world) {
 		stays("unmount for a user", w.UnmountUser(ctx, id))
 		w.Tidy(ctx)
 		stays("tidy", nil)
-		err := w.Delete(ctx, id)
+		err := w.Delete(ctx, id, false)
 		if stays("delete", err); err == nil {
 			t.Error("deleted")
 		}
@@ -262,7 +262,7 @@ func youngHolderOfEarlierEpoch(t *testing.T, w *world) {
 	w.wantMounted(t, subject, "old")
 	w.Tidy(t.Context())
 	w.wantMounted(t, subject, "old")
-	if err := w.Delete(t.Context(), w.id(t, subject)); !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "docker mount old") {
+	if err := w.Delete(t.Context(), w.id(t, subject), false); !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "docker mount old") {
 		t.Errorf("delete: %v", err)
 	}
 }

@@ -26,6 +26,9 @@ type host interface {
 	Repair(ctx context.Context, kind fs.Type, device string) (bool, error)
 	MakeMountpoint(dir string) error
 	RemoveMountpoint(dir string) error
+	Sync(dir string) error
+	Freeze(dir string) error
+	Thaw(dir string) error
 }
 
 // records is what a Manager needs of a metadata.Store.
@@ -39,21 +42,22 @@ type records interface {
 // begin anew at each mount, and a growth that is killed may leave damage.
 const repairLimit = 24 * time.Hour
 
-type kernel struct {
-	runner run.Runner
+// makeNice keeps many creations at the same time from holding up the answers to Docker.
+const makeNice = 10
+
+type kernel struct{}
+
+func (kernel) Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error {
+	return kind.Make(ctx, run.Runner{Nice: makeNice}, device, uid, gid)
 }
 
-func (k kernel) Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error {
-	return kind.Make(ctx, k.runner, device, uid, gid)
-}
-
-func (k kernel) Mount(kind fs.Type, device, dir string, options []string) error {
+func (kernel) Mount(kind fs.Type, device, dir string, options []string) error {
 	return kind.Mount(device, dir, options)
 }
 
 // Grow also flushes the device: xfs leaves its spare superblocks in the device's cache, and after a power cut
 // xfs_repair would find that they have the former size.
-func (k kernel) Grow(kind fs.Type, device, dir string, size int64) error {
+func (kernel) Grow(kind fs.Type, device, dir string, size int64) error {
 	if err := kind.Grow(dir, size); err != nil {
 		return err
 	}
@@ -84,3 +88,6 @@ func (kernel) Unmount(dir string) error          { return fs.Unmount(dir) }
 func (kernel) Bind(from, dir string) error       { return fs.Bind(from, dir) }
 func (kernel) MakeMountpoint(dir string) error   { return fs.MakeMountpoint(dir) }
 func (kernel) RemoveMountpoint(dir string) error { return fs.RemoveMountpoint(dir) }
+func (kernel) Sync(dir string) error             { return fs.Sync(dir) }
+func (kernel) Freeze(dir string) error           { return fs.Freeze(dir) }
+func (kernel) Thaw(dir string) error             { return fs.Thaw(dir) }

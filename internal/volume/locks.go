@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -44,4 +45,24 @@ func (l *locks) acquire(ctx context.Context, id string) (release func(), err err
 		leave()
 		return nil, fmt.Errorf("wait for another operation on the volume: %w", ctx.Err())
 	}
+}
+
+// acquireAll takes several volumes' locks in the order of their IDs, each once.
+func (l *locks) acquireAll(ctx context.Context, ids []string) (release func(), err error) {
+	sorted := slices.Compact(slices.Sorted(slices.Values(ids)))
+	var held []func()
+	release = func() {
+		for _, one := range held {
+			one()
+		}
+	}
+	for _, id := range sorted {
+		one, err := l.acquire(ctx, id)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, one)
+	}
+	return release, nil
 }

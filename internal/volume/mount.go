@@ -49,9 +49,7 @@ func (m *Manager) MountFor(ctx context.Context, id, holder string, gone func() b
 		return m.Mountpoint(v.Name), nil
 	}
 	m.log.Warn("who asked for the mount has gone", "volume", v.Name, "holder", holder)
-	err = m.dropHolder(ctx, h)
-	_, settleErr := m.settle(ctx, v)
-	return "", errors.Join(fmt.Errorf("mount volume %q: the caller gave up", v.Name), err, settleErr)
+	return "", errors.Join(fmt.Errorf("mount volume %q: the caller gave up", v.Name), m.dropHolder(ctx, h), m.settleNow(ctx, v))
 }
 
 // MountUser mounts a volume for a person, until UnmountUser or a reboot, and returns the path: dir, an empty
@@ -63,7 +61,7 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 	}
 	defer release()
 	if dir != "" {
-		if dir, err = m.checkUserDir(v, dir); err != nil {
+		if dir, err = m.checkUserDir(ctx, v, dir); err != nil {
 			return "", fmt.Errorf("mount volume %q: %w", v.Name, err)
 		}
 	}
@@ -73,18 +71,16 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 	holder := metadata.Holder{Volume: v.ID, ID: userHolder, User: true}
 	if dir == "" {
 		if err := m.recordHolder(ctx, holder); err != nil {
-			_, settleErr := m.settle(ctx, v)
-			return "", errors.Join(err, settleErr)
+			return "", errors.Join(err, m.settleNow(ctx, v))
 		}
 		return m.Mountpoint(v.Name), nil
 	}
 	// The record comes first: a bind mount that nobody knows of would hold the volume for ever.
 	holder.ID, holder.Mountpoint = userHolder+":"+dir, dir
 	if err := m.recordHolder(ctx, holder); err != nil {
-		_, settleErr := m.settle(ctx, v)
-		return "", errors.Join(err, settleErr)
+		return "", errors.Join(err, m.settleNow(ctx, v))
 	}
-	if already, err := m.shows(v, dir); err != nil || already {
+	if already, err := m.shows(ctx, v, dir); err != nil || already {
 		return dir, err
 	}
 	if err := m.host.Bind(m.Mountpoint(v.Name), dir); err != nil {
@@ -94,7 +90,7 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 }
 
 // checkUserDir resolves a mount point of the user's choice and refuses one that would hide something.
-func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
+func (m *Manager) checkUserDir(ctx context.Context, v metadata.Volume, dir string) (string, error) {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: %w", dir, cause(err))
@@ -105,7 +101,7 @@ func (m *Manager) checkUserDir(v metadata.Volume, dir string) (string, error) {
 	if root := filepath.Dir(m.mounts); resolved == root || strings.HasPrefix(resolved, root+"/") {
 		return "", fault.Errorf(fault.ErrInvalid, "mount point %q: must not be inside orlop's own directory %s", dir, root)
 	}
-	if already, err := m.shows(v, resolved); err != nil || already {
+	if already, err := m.shows(ctx, v, resolved); err != nil || already {
 		return resolved, err
 	}
 	entries, err := os.ReadDir(resolved)
@@ -132,14 +128,22 @@ func cause(err error) error {
 	return err
 }
 
-// shows tells whether the volume is mounted at dir.
-func (m *Manager) shows(v metadata.Volume, dir string) (bool, error) {
-	own, err := m.mountOf(m.Mountpoint(v.Name))
-	if err != nil || own == nil {
+// shows tells whether the volume is mounted at dir, also if it is not at its own mount point any more. It fails if then
+// the pool is missing too, and nothing can tell.
+func (m *Manager) shows(ctx context.Context, v metadata.Volume, dir string) (bool, error) {
+	there, err := m.mountOf(dir)
+	if err != nil || there == nil {
 		return false, err
 	}
-	there, err := m.mountOf(dir)
-	return there != nil && there.Device == own.Device, err
+	number, poolErr := m.activeDevice(ctx, v)
+	if poolErr == nil && number != 0 {
+		return there.Device == number, nil
+	}
+	own, err := m.mountOf(m.Mountpoint(v.Name))
+	if err != nil || own == nil {
+		return false, errors.Join(err, poolErr)
+	}
+	return there.Device == own.Device, nil
 }
 
 // mountOf returns what is mounted on dir itself, the uppermost, or nil.
@@ -215,10 +219,18 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 		m.removeLostFound(v, dir)
 		return nil
 	}
-	if info, err = pool.Stat(ctx, id); err != nil {
+	return m.mountActive(ctx, v, pool, kind, path)
+}
+
+// mountActive mounts a volume that is active, and not mounted, at its mount point.
+func (m *Manager) mountActive(ctx context.Context, v metadata.Volume, pool blockdev.Pool, kind fs.Type, path string) (err error) {
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	if err != nil {
 		return err
 	}
-	size := info.Size
+	dir, size := m.Mountpoint(v.Name), info.Size
 	if room(ctx, v.Pool, pool) != nil {
 		size = 0 // to grow a filesystem takes space: on a full disk it is mounted as it is
 	}
@@ -233,8 +245,12 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	if err := m.host.Mount(kind, path, dir, options); err != nil {
+	readOnly, err := m.mountDevice(v, kind, path, options)
+	if err != nil {
 		return err
+	}
+	if readOnly {
+		size = 0
 	}
 	u.Push("unmount", func(context.Context) error { return m.host.Unmount(dir) })
 	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
@@ -246,6 +262,22 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	}
 	m.log.Info("volume mounted", "volume", v.Name, "device", path)
 	return nil
+}
+
+// mountDevice mounts a volume's device at its mount point. All who mount a filesystem share its superblock: where that is
+// read-only in another mount namespace, after an error say, this mount is read-only too, and readOnly tells. It fails
+// with fault.ErrInUse if something other than a mount claims the device.
+func (m *Manager) mountDevice(v metadata.Volume, kind fs.Type, path string, options []string) (readOnly bool, err error) {
+	dir := m.Mountpoint(v.Name)
+	err = m.host.Mount(kind, path, dir, options)
+	if !errors.Is(err, unix.EBUSY) {
+		return false, err
+	}
+	if m.host.Mount(kind, path, dir, append(slices.Clone(options), "ro")) != nil {
+		return false, fault.Errorf(fault.ErrInUse, "%w: something other than a mount claims the device", err)
+	}
+	m.log.Error("volume is mounted read-only, as it is in another mount namespace", "volume", v.Name, "device", path)
+	return true, nil
 }
 
 // removeLostFound removes what e2fsck brings back, perhaps in a life that ended right after that.
@@ -377,8 +409,7 @@ func (m *Manager) Unmount(ctx context.Context, id, holder string) error {
 		// The mount table decides all the same; the holder stays until it is suspect.
 		m.log.Error("holder not dropped", "volume", v.Name, "holder", holder, "error", err)
 	}
-	_, err = m.settle(ctx, v)
-	return err
+	return m.settleNow(ctx, v)
 }
 
 // UnmountUser drops what MountUser took, never what Docker holds. It fails with fault.ErrInUse if a process uses
@@ -398,7 +429,7 @@ func (m *Manager) UnmountUser(ctx context.Context, id string) error {
 			continue
 		}
 		if h.Mountpoint != "" {
-			if there, err := m.shows(v, h.Mountpoint); err != nil {
+			if there, err := m.shows(ctx, v, h.Mountpoint); err != nil {
 				return err
 			} else if there {
 				if err := m.host.Unmount(h.Mountpoint); err != nil {
@@ -410,8 +441,7 @@ func (m *Manager) UnmountUser(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	_, err = m.settle(ctx, v)
-	return err
+	return m.settleNow(ctx, v)
 }
 
 func (m *Manager) holders(v metadata.Volume) (holders []metadata.Holder, err error) {

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,67 +34,148 @@ func (m *Manager) Rebuild(ctx context.Context) error {
 		found[pool.Name] = infos
 	}
 	return m.store.Update(ctx, func(tx *metadata.Tx) error {
+		inventories := map[string]inventory{}
 		for name, infos := range found { // what is gone goes first: its name may have been taken since
-			if err := m.forgetGone(tx, m.pools[name], infos); err != nil {
+			inventories[name] = m.takeStock(m.pools[name], infos)
+			if err := m.forgetGone(tx, m.pools[name], inventories[name]); err != nil {
 				return err
 			}
 		}
-		for name, infos := range found {
-			for _, info := range infos {
-				v, err := restore(tx, m.pools[name], info)
-				if err != nil {
-					m.log.Error("device not restored; see 'orlop doctor'", "pool", name, "device", info.ID, "error", err)
-					continue
-				}
-				m.log.Info("volume restored from its device", "volume", v.Name, "state", v.State, "size", v.Size)
-			}
+		for _, i := range inventories {
+			m.restoreAll(tx, i)
 		}
 		return tx.FinishRebuild()
 	})
 }
 
-// decode reads the record of a device in pool, and fits it to the pool's present name.
-func decode(pool Pool, info blockdev.Info) (metadata.Volume, error) {
-	var record deviceRecord
-	if len(info.Record) == 0 {
-		return metadata.Volume{}, fault.Errorf(fault.ErrCorrupt, "device %s: carries no record", info.ID)
-	}
-	if err := json.Unmarshal(info.Record, &record); err != nil {
-		return metadata.Volume{}, fault.Errorf(fault.ErrCorrupt, "device %s: its record is damaged: %w", info.ID, err)
-	}
-	v := record.Volume
-	if record.Format < 1 || record.Format > recordFormat {
-		return v, fault.Errorf(fault.ErrCorrupt, "device %s: its record has format %d, this orlop reads %d", info.ID, record.Format, recordFormat)
-	}
-	_, idErr := blockdev.ParseID(v.ID)
-	_, fsErr := fs.Lookup(v.Filesystem)
-	if v.Device != string(info.ID) || idErr != nil || fsErr != nil || v.Name == "" || strings.ContainsAny(v.Name, "/\x00") || v.Size <= 0 {
-		return v, fault.Errorf(fault.ErrCorrupt, "device %s: its record is of another device, or damaged", info.ID)
-	}
-	v.Pool, v.PoolUUID = pool.Name, pool.UUID
-	return v, nil
+// An inventory is what the devices of a pool carry, by ID.
+type inventory struct {
+	volumes   map[string]metadata.Volume
+	snapshots map[string]metadata.Snapshot
+	sizes     map[string]int64 // bytes, by the device's ID
 }
 
-// restore puts the volume that a device carries into the database. If it fails nothing is put there.
-func restore(tx *metadata.Tx, pool Pool, info blockdev.Info) (metadata.Volume, error) {
-	v, err := decode(pool, info)
-	if err != nil {
-		return v, err
+func (m *Manager) takeStock(pool Pool, infos []blockdev.Info) inventory {
+	i := inventory{map[string]metadata.Volume{}, map[string]metadata.Snapshot{}, map[string]int64{}}
+	for _, info := range infos {
+		i.sizes[string(info.ID)] = info.Size
+		record, err := decode(pool, info)
+		switch {
+		case err != nil:
+			m.log.Error("device not restored; see 'orlop doctor'", "pool", pool.Name, "device", info.ID, "error", err)
+		case record.Snapshot != nil:
+			i.snapshots[record.Snapshot.ID] = *record.Snapshot
+		default:
+			if other, twice := i.volumes[record.Volume.ID]; !twice || outranks(*record.Volume, other) {
+				i.volumes[record.Volume.ID] = *record.Volume
+			}
+		}
 	}
+	return i
+}
+
+// restoreAll puts into the database what can be put there.
+func (m *Manager) restoreAll(tx *metadata.Tx, i inventory) {
+	for _, v := range i.volumes {
+		state, err := restore(tx, v, i.sizes[v.Device])
+		if err != nil {
+			m.log.Error("device not restored; see 'orlop doctor'", "pool", v.Pool, "device", v.Device, "error", err)
+			continue
+		}
+		m.log.Info("volume restored from its device", "volume", v.Name, "state", state, "size", v.Size)
+	}
+	for _, s := range i.snapshots {
+		if err := restoreSnapshot(tx, s); err != nil {
+			m.log.Error("device not restored; see 'orlop doctor'", "pool", s.Volume.Pool, "device", s.Device, "error", err)
+		}
+	}
+}
+
+// outranks tells which of two devices that say to be a volume's is: one that is finished, and of those the later.
+func outranks(v, other metadata.Volume) bool {
+	if (v.State == metadata.Creating) != (other.State == metadata.Creating) {
+		return other.State == metadata.Creating
+	}
+	return v.Rollbacks > other.Rollbacks
+}
+
+// decode reads the record of a device in pool, and fits it to the pool's present name. It fails with fault.ErrCorrupt
+// for one that cannot be used.
+func decode(pool Pool, info blockdev.Info) (record deviceRecord, err error) {
+	if len(info.Record) == 0 {
+		return record, fault.Errorf(fault.ErrCorrupt, "device %s: carries no record", info.ID)
+	}
+	if err := json.Unmarshal(info.Record, &record); err != nil {
+		return record, fault.Errorf(fault.ErrCorrupt, "device %s: its record is damaged: %w", info.ID, err)
+	}
+	if record.Format < 1 || record.Format > recordFormat {
+		return record, fault.Errorf(fault.ErrCorrupt, "device %s: its record has format %d, this orlop reads %d", info.ID, record.Format, recordFormat)
+	}
+	v, device := record.Volume, ""
+	switch {
+	case record.Snapshot != nil:
+		v, device = &record.Snapshot.Volume, record.Snapshot.Device
+		if _, err := blockdev.ParseID(record.Snapshot.ID); err != nil || record.Snapshot.Name == "" || record.Snapshot.Size <= 0 {
+			v = nil
+		}
+	case v != nil:
+		device = v.Device
+	}
+	if v == nil || device != string(info.ID) || !plausible(*v) {
+		return deviceRecord{}, fault.Errorf(fault.ErrCorrupt, "device %s: its record is of another device, or damaged", info.ID)
+	}
+	v.Pool, v.PoolUUID = pool.Name, pool.UUID
+	return record, nil
+}
+
+func plausible(v metadata.Volume) bool {
+	_, idErr := blockdev.ParseID(v.ID)
+	_, fsErr := fs.Lookup(v.Filesystem)
+	return idErr == nil && fsErr == nil && v.Name != "" && !strings.ContainsAny(v.Name, "/\x00") && v.Size > 0
+}
+
+// restore puts a volume that a device of size bytes carries into the database, and returns its state there. If it fails
+// nothing is put there.
+func restore(tx *metadata.Tx, v metadata.Volume, size int64) (metadata.State, error) {
 	old, err := tx.Volume(v.ID)
 	switch {
 	case fault.Is(err, fault.ErrNotFound):
 	case err != nil:
-		return v, err
+		return "", err
 	case old.State == metadata.Removing:
-		return v, nil // its deletion is finished by recovery
+		return old.State, nil // its deletion is finished by recovery
 	case v.State == metadata.Creating && old.State == metadata.Ready:
 		v.State = metadata.Ready
 	}
 	if err := tx.PutVolume(v); err != nil {
-		return v, err
+		return "", err
 	}
-	return v, putDevice(tx, v, info.Size)
+	if old.Device != v.Device && old.Device != "" { // a rollback replaced it
+		if err := tx.DeleteDevice(old.Device); err != nil {
+			return "", err
+		}
+	}
+	return v.State, putDevice(tx, v, size)
+}
+
+// restoreSnapshot puts a snapshot that a device carries into the database. If it fails nothing is put there.
+func restoreSnapshot(tx *metadata.Tx, s metadata.Snapshot) error {
+	if _, err := tx.Volume(s.Volume.ID); err != nil {
+		return err
+	}
+	old, err := tx.Snapshot(s.ID)
+	switch {
+	case err == nil && old.State == metadata.Removing:
+		return nil // its deletion is finished by recovery
+	case err == nil && s.State == metadata.Creating:
+		s.State = old.State
+	case err != nil && !fault.Is(err, fault.ErrNotFound):
+		return err
+	}
+	if err := tx.PutSnapshot(s); err != nil {
+		return err
+	}
+	return tx.PutDevice(metadata.Device{ID: s.Device, Pool: s.Volume.Pool, Kind: metadata.KindSnapshot, Size: s.Size})
 }
 
 // putDevice records a volume's device as it is, size bytes large.
@@ -101,39 +183,64 @@ func putDevice(tx *metadata.Tx, v metadata.Volume, size int64) error {
 	return tx.PutDevice(metadata.Device{ID: v.Device, Pool: v.Pool, Kind: metadata.KindVolume, Size: min(size, v.Size)})
 }
 
-// forgetGone forgets the volumes of a pool whose device is not among those found in it.
-func (m *Manager) forgetGone(tx *metadata.Tx, pool Pool, found []blockdev.Info) error {
-	volumes, err := tx.Volumes()
+// forgetGone forgets the volumes and snapshots of a pool that are not among those found in it.
+func (m *Manager) forgetGone(tx *metadata.Tx, pool Pool, found inventory) error {
+	knownSnapshots, err := tx.Snapshots("")
 	if err != nil {
 		return err
 	}
-	for _, v := range volumes {
-		there := slices.ContainsFunc(found, func(info blockdev.Info) bool { return string(info.ID) == v.Device })
-		if v.PoolUUID != pool.UUID || there {
+	for _, s := range knownSnapshots {
+		if _, there := found.snapshots[s.ID]; there || s.Volume.PoolUUID != pool.UUID {
 			continue
 		}
-		m.log.Warn("volume of the copy forgotten: its device is gone", "volume", v.Name, "id", v.ID)
-		if v.State == metadata.Ready {
-			v.State = metadata.Removing
-			if err := tx.PutVolume(v); err != nil {
-				return err
-			}
-		}
-		if err := tx.DeleteDevice(v.Device); err != nil {
+		m.log.Warn("snapshot of the copy forgotten: its device is gone", "volume", s.Volume.Name, "snapshot", s.Name)
+		s.State = metadata.Removing
+		if err := errors.Join(tx.PutSnapshot(s), tx.DeleteDevice(s.Device), tx.DeleteSnapshot(s.ID)); err != nil {
 			return err
 		}
-		if err := tx.DeleteVolume(v.ID); err != nil {
+	}
+	known, err := tx.Volumes()
+	if err != nil {
+		return err
+	}
+	for _, v := range known {
+		if _, there := found.volumes[v.ID]; there || v.PoolUUID != pool.UUID {
+			continue
+		}
+		if err := m.forget(tx, v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// forget forgets a volume whose device is gone. Its snapshots become unknown devices, which a person may adopt.
+func (m *Manager) forget(tx *metadata.Tx, v metadata.Volume) error {
+	m.log.Warn("volume of the copy forgotten: its device is gone", "volume", v.Name, "id", v.ID)
+	left, err := tx.Snapshots(v.ID)
+	if err != nil {
+		return err
+	}
+	for _, s := range left {
+		s.State = metadata.Removing
+		if err := errors.Join(tx.PutSnapshot(s), tx.DeleteDevice(s.Device), tx.DeleteSnapshot(s.ID)); err != nil {
+			return err
+		}
+	}
+	if v.State == metadata.Ready {
+		v.State = metadata.Removing
+		if err := tx.PutVolume(v); err != nil {
+			return err
+		}
+	}
+	return errors.Join(tx.DeleteDevice(v.Device), tx.DeleteVolume(v.ID))
+}
+
 // Unknown is a device in a pool that the metadata does not know.
 type Unknown struct {
 	blockdev.Info
 	Pool string // name
-	Name string // of the volume that its record tells of, or empty
+	Name string // of the volume or snapshot that its record tells of, or empty
 }
 
 // Unknowns lists the devices that the metadata does not know. They are a person's to adopt or delete.
@@ -167,8 +274,13 @@ func (m *Manager) Unknowns(ctx context.Context) ([]Unknown, error) {
 					continue // deleted since it was listed
 				}
 			}
-			v, _ := decode(pool, info) // without a record it has no name
-			unknown = append(unknown, Unknown{Info: info, Pool: pool.Name, Name: v.Name})
+			u := Unknown{Info: info, Pool: pool.Name}
+			if record, err := decode(pool, info); err == nil && record.Snapshot != nil {
+				u.Name = record.Snapshot.Volume.Name + "-" + record.Snapshot.Name
+			} else if err == nil {
+				u.Name = record.Volume.Name
+			}
+			unknown = append(unknown, u)
 		}
 	}
 	return unknown, nil
@@ -198,14 +310,7 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 		return metadata.Volume{}, err
 	}
 	pool := m.pools[device.Pool]
-	v, err := decode(pool, device.Info)
-	if err != nil {
-		id := string(blockdev.NewID())
-		v = metadata.Volume{
-			ID: id, Lineage: id, Device: string(device.ID), Pool: pool.Name, PoolUUID: pool.UUID,
-			Mode: 0o755, Created: time.Now().UTC().Truncate(time.Millisecond),
-		}
-	}
+	v := m.adopted(pool, device)
 	kind, err := m.identify(ctx, pool, device.ID)
 	if err != nil {
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
@@ -216,7 +321,7 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 		return v, err
 	}
 	defer release()
-	record, err := m.describe(v)
+	record, err := m.Describe(v)
 	if err != nil {
 		return v, err
 	}
@@ -225,13 +330,7 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 	}
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
-	u.Push("describe device", func(ctx context.Context) error {
-		if device.Record == nil {
-			return nil // what it carries now is no worse than nothing
-		}
-		return pool.Describe(ctx, device.ID, device.Record)
-	})
-	if err := pool.Describe(ctx, device.ID, record); err != nil {
+	if err := takeOver(ctx, &u, pool, device, blockdev.ID(v.Device), record); err != nil {
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
 	}
 	err = m.store.Update(ctx, func(tx *metadata.Tx) error {
@@ -247,7 +346,55 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
 	}
 	m.log.Info("device adopted", "device", device.ID, "volume", v.Name)
+	if v.Device != string(device.ID) {
+		if err := pool.Remove(ctx, device.ID); err != nil {
+			m.log.Warn("adopted snapshot not removed: its copy is the volume", "device", device.ID, "error", err)
+		}
+	}
 	return v, nil
+}
+
+// takeOver has an unknown device carry the record of the volume that it becomes. One that is a snapshot is read-only for
+// ever, so a copy of it, with the ID id, takes its place.
+func takeOver(ctx context.Context, u *undo.Stack, pool Pool, device Unknown, id blockdev.ID, record blockdev.Record) error {
+	if id != device.ID {
+		u.Push("copy snapshot", func(ctx context.Context) error { return pool.Remove(ctx, id) })
+		if err := pool.Clone(ctx, id, device.ID, record); err != nil {
+			return err
+		}
+		return pool.Sync(ctx, id)
+	}
+	u.Push("describe device", func(ctx context.Context) error {
+		if device.Record == nil {
+			return nil // what it carries now is no worse than nothing
+		}
+		return pool.Describe(ctx, device.ID, device.Record)
+	})
+	return pool.Describe(ctx, device.ID, record)
+}
+
+// adopted returns the record of the volume that an unknown device becomes.
+func (m *Manager) adopted(pool Pool, device Unknown) metadata.Volume {
+	id := string(blockdev.NewID())
+	v := metadata.Volume{
+		ID: id, Lineage: id, Pool: pool.Name, PoolUUID: pool.UUID,
+		Mode: 0o755, Created: time.Now().UTC().Truncate(time.Millisecond),
+	}
+	switch record, err := decode(pool, device.Info); {
+	case err != nil: // what its filesystem shows has to do
+	case record.Snapshot != nil: // a volume made from it
+		v = record.Snapshot.Volume
+		v.ID, v.Device = id, string(blockdev.NewID())
+		return v
+	default:
+		v = *record.Volume
+		taken := m.store.View(func(tx *metadata.Tx) error { _, err := tx.Volume(v.ID); return err }) == nil
+		if taken { // a state of it that a rollback replaced
+			v.ID = id
+		}
+	}
+	v.Device = string(device.ID)
+	return v
 }
 
 // refuseTaken fails with fault.ErrExists if another volume has v's name or ID.

@@ -160,7 +160,7 @@ func TestADamagedImageIsThatVolumesTroubleOnly(t *testing.T) {
 				}
 				check(t, w.Unmount(t.Context(), v.ID, "docker"))
 				w.with(t, witness, func(dir string) { w.wantFiles(t, w.volume(t, witness), dir) })
-				check(t, w.Delete(t.Context(), v.ID))
+				check(t, w.Delete(t.Context(), v.ID, false))
 				if left := entries(t, filepath.Join(w.dir, "images")); len(left) != 3 { // the witness's and the stranger's
 					t.Errorf("in the pool: %v", left)
 				}

@@ -3,7 +3,9 @@ package volume
 import (
 	"context"
 	"errors"
-	"strings"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,12 +24,13 @@ const orphanWait = 5 * time.Second
 const settleEvery = time.Minute
 
 // Recover brings what a crash left to a state in which requests may be answered: announced freezes of this boot
-// end, holders of another boot go, creations are undone, and what is held is mounted. A volume that cannot be recovered now, its pool
+// and mounts aside end, holders of another boot go, creations are undone, and what is held is mounted. A volume that cannot be recovered now, its pool
 // missing say, is logged and left as it is. It may be repeated, and must be done before requests are taken.
 func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.thaw(ctx); err != nil {
 		return err
 	}
+	m.sweepScratch()
 	if err := m.dropEnded(ctx); err != nil {
 		return err
 	}
@@ -100,14 +103,33 @@ func (m *Manager) thawDevice(device uint64) error {
 		}
 		for _, entry := range table {
 			if entry.Device == device {
-				return fs.Thaw(entry.Mountpoint)
+				return m.host.Thaw(entry.Mountpoint)
 			}
 		}
 	}
 	return nil
 }
 
-// dropEnded drops the holders that another boot or an earlier life of this daemon ended.
+// sweepScratch unmounts what a killed daemon had mounted aside. What it cannot unmount is left to doctor.
+func (m *Manager) sweepScratch() {
+	entries, err := os.ReadDir(m.scratch)
+	if err != nil {
+		m.log.Error("directory of short-lived mounts not read", "error", err)
+		return
+	}
+	for _, entry := range entries {
+		dir := filepath.Join(m.scratch, entry.Name())
+		err := m.host.Unmount(dir)
+		if err == nil {
+			err = m.host.RemoveMountpoint(dir)
+		}
+		if err != nil {
+			m.log.Warn("mount of an earlier life not ended", "mountpoint", dir, "error", err)
+		}
+	}
+}
+
+// dropEnded drops the holders that another boot ended.
 func (m *Manager) dropEnded(ctx context.Context) error {
 	return m.store.Update(ctx, func(tx *metadata.Tx) error {
 		holders, err := tx.Holders("")
@@ -115,7 +137,7 @@ func (m *Manager) dropEnded(ctx context.Context) error {
 			return err
 		}
 		for _, h := range holders {
-			if h.Boot == m.boot && !strings.HasPrefix(h.ID, trimHolder) {
+			if h.Boot == m.boot {
 				continue
 			}
 			if err := tx.DeleteHolder(h.Volume, h.ID); err != nil {
@@ -142,8 +164,11 @@ func (m *Manager) eachIn(state metadata.State, fn func(metadata.Volume)) error {
 }
 
 // Run does the work that no request waits for, until ctx is done: it finishes deletions that were cut short and
-// settles volumes without holders, at once and each minute.
+// settles volumes without holders, at once and each minute, and soon after an Unmount that did not wait for it.
 func (m *Manager) Run(ctx context.Context) error {
+	var soon sync.WaitGroup
+	defer soon.Wait()
+	soon.Go(func() { m.settleQueued(ctx) })
 	tick := time.NewTicker(settleEvery)
 	defer tick.Stop()
 	for {
@@ -162,7 +187,7 @@ func (m *Manager) Tidy(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := m.Delete(ctx, v.ID); err != nil {
+		if err := m.Delete(ctx, v.ID, false); err != nil {
 			m.log.Error("deletion not finished", "volume", v.Name, "error", err)
 		}
 	})
@@ -217,7 +242,7 @@ func (m *Manager) settleAgain(ctx context.Context, v metadata.Volume) {
 		return // deleted meanwhile
 	}
 	defer release()
-	if _, err := m.settle(ctx, v); err != nil {
+	if _, err := m.settleWith(ctx, v, hasty); err != nil {
 		m.log.Error("volume not settled", "volume", v.Name, "error", err)
 	}
 }

@@ -56,9 +56,41 @@ func (s settled) by(name string) string {
 	return strings.Join(parts, ", ")
 }
 
+// A patience is how long to wait for what is about to end by itself.
+type patience struct {
+	trim      time.Duration // a trim of the daemon's own
+	namespace time.Duration // the mount namespace of a container that has ended
+	rest      time.Duration // a process with an open file, or one that looks at the device
+}
+
+var (
+	patient = patience{trim: trimWait, namespace: probeWait, rest: probeWait}
+	hasty   = patience{rest: probeWait} // for a caller whom the background relieves of waiting
+)
+
 // settle unmounts a volume and frees its device unless somebody needs it. The caller holds the volume's lock. Once
 // begun it does not heed ctx's end, so that it never stops between an unmount and mounting back.
 func (m *Manager) settle(ctx context.Context, v metadata.Volume) (settled, error) {
+	return m.settleWith(ctx, v, patient)
+}
+
+// settleNow is settle for a caller who waits for an answer only: what the first look shows to be in use is left to the
+// background, which looks again soon.
+func (m *Manager) settleNow(ctx context.Context, v metadata.Volume) error {
+	result, err := m.settleWith(ctx, v, hasty)
+	if err != nil {
+		return err
+	}
+	if len(result.processes) > 0 {
+		m.settleLater(v.ID)
+	}
+	if !result.released && len(result.holders) == 0 {
+		m.log.Info("volume kept", "volume", v.Name, "used_by", result.by(v.Name))
+	}
+	return nil
+}
+
+func (m *Manager) settleWith(ctx context.Context, v metadata.Volume, p patience) (settled, error) {
 	ctx = context.WithoutCancel(ctx)
 	holders, err := m.holders(v)
 	if err != nil {
@@ -74,12 +106,11 @@ func (m *Manager) settle(ctx context.Context, v metadata.Volume) (settled, error
 		}
 		return settled{}, err
 	}
-	result, err := m.release(ctx, v, pool, time.Now().Add(probeWait))
-	switch {
-	case err != nil:
+	result, err := m.release(ctx, v, pool, p)
+	if err != nil {
 		return result, fmt.Errorf("settle volume %q: %w", v.Name, err)
-	case !result.released:
-		m.log.Info("volume kept", "volume", v.Name, "used_by", result.by(v.Name))
+	}
+	if !result.released {
 		return result, nil
 	}
 	for _, h := range holders { // suspects all, and the kernel has just shown that they are gone
@@ -130,10 +161,15 @@ func (m *Manager) firm(holders []metadata.Holder) (firm []metadata.Holder) {
 	return firm
 }
 
-// release unmounts a volume without holders and frees its device, trying until deadline. What is in use, in this
-// mount namespace or another, is mounted as before when it returns.
-func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.Pool, deadline time.Time) (settled, error) {
+// release unmounts a volume without holders and frees its device. What is in use, in this mount namespace or another,
+// is mounted as before when it returns.
+func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.Pool, p patience) (settled, error) {
+	if !m.trims.await(v.ID, p.trim) {
+		return settled{reason: "a trim, which ends by itself"}, nil
+	}
 	dir, id := m.Mountpoint(v.Name), blockdev.ID(v.Device)
+	begin := time.Now()
+	deadline := begin.Add(p.rest)
 	info, err := pool.Stat(ctx, id)
 	gone := fault.Is(err, fault.ErrNotFound)
 	if gone {
@@ -150,13 +186,13 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 		return settled{released: true}, nil
 	}
 	if info.Path != "" {
-		processes, err := awaitUnused(info.Path, deadline)
+		processes, err := awaitUnused(info.Path, begin.Add(p.namespace))
 		if err != nil || len(processes) > 0 {
 			return settled{processes: processes}, err
 		}
 	}
 	if mounted {
-		if err := m.unstall(ctx, v.ID); err != nil {
+		if err := m.unstall(v.ID); err != nil {
 			return settled{}, err
 		}
 		if err := retryInUse(deadline, func() error { return m.host.Unmount(dir) }); fault.Is(err, fault.ErrInUse) {
@@ -203,7 +239,8 @@ func (m *Manager) mountBack(ctx context.Context, v metadata.Volume, pool blockde
 	if err != nil {
 		return err
 	}
-	return m.host.Mount(kind, path, m.Mountpoint(v.Name), v.MountOptions)
+	_, err = m.mountDevice(v, kind, path, v.MountOptions)
+	return err
 }
 
 // awaitUnused waits until no other mount namespace shows the device, and returns who still does at the deadline.

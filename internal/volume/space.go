@@ -129,15 +129,15 @@ func (m *Manager) setPoolWarning(pool, text string) {
 func (m *Manager) watchRoot(ctx context.Context) {
 	w := rootWatch{}
 	every(ctx, func() time.Duration { return m.lookAtRoot(ctx, &w) })
-	m.unstallAll()
+	m.stalls.end()
+	m.stalls.running.Wait()
 }
 
 // rootWatch is what watchRoot remembers from one look to the next.
 type rootWatch struct {
-	low    bool      // below the low mark, as last logged
-	failed string    // why the ballast could not be taken, as last logged
-	since  time.Time // when writers were stalled; zero if they are not
-	over   bool      // they were stalled as long as may be, and space has not come back since
+	low     bool   // below the low mark, as last logged
+	failed  string // why the ballast could not be taken, as last logged
+	stalled bool   // writers have been stalled, and space has not come back since
 }
 
 func (m *Manager) lookAtRoot(ctx context.Context, w *rootWatch) (next time.Duration) {

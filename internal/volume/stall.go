@@ -5,9 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"orlop/fs"
 	"orlop/metadata"
 )
 
@@ -15,155 +12,214 @@ import (
 // makes its writers wait, and loses nothing. So at the last mark the mounted volumes are frozen until space is back,
 // for stallLimit at most: longer, and the kernel and the containers' health checks would call them hung.
 //
+// A freeze writes out what its filesystem has in memory, which may take as long as it likes. So each volume is frozen
+// and thawed by itself, and none waits for another.
+//
 // A freeze is announced in the metadata first, so that the next start of a daemon that was killed ends it. While a
 // volume is frozen this process reads and unmounts it, after a thaw, but never writes to it: it would wait itself.
 
 const (
 	stallLimit    = time.Minute
 	stallLockWait = 2 * time.Second // for a volume that is just being mounted or unmounted
-	stallAtOnce   = 8               // volumes that are frozen at the same time
+	stallAtOnce   = 8               // freezes that are just being made
 )
 
-// stalls are the volumes that are frozen for want of space.
+// stalls are the volumes that are frozen, or just being frozen, for want of space.
 type stalls struct {
 	mu      sync.Mutex
-	devices map[string]uint64 // number of the device, by volume ID
+	byID    map[string]*stall // by volume ID
+	cancel  func()            // ends the present stalls
+	running sync.WaitGroup    // one for each of them, from before it begins until after its end
 	atMost  time.Duration     // instead of stallLimit, for tests
+}
+
+type stall struct {
+	device uint64
+	mu     sync.Mutex // held while it is ended
+	over   bool
 }
 
 func (s *stalls) any() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.devices) > 0
+	return len(s.byID) > 0
 }
 
 func (s *stalls) limit() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.atMost > 0 {
 		return s.atMost
 	}
 	return stallLimit
 }
 
-func (s *stalls) add(volume string, device uint64) {
+func (s *stalls) add(volume string, one *stall) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.devices == nil {
-		s.devices = map[string]uint64{}
+	if s.byID == nil {
+		s.byID = map[string]*stall{}
 	}
-	s.devices[volume] = device
+	s.byID[volume] = one
 }
 
-func (s *stalls) list() map[string]uint64 {
+// of returns a volume's stall, or nil.
+func (s *stalls) of(volume string) *stall {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make(map[string]uint64, len(s.devices))
-	for volume, device := range s.devices {
-		list[volume] = device
+	return s.byID[volume]
+}
+
+func (s *stalls) drop(volume string, one *stall) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID[volume] == one {
+		delete(s.byID, volume)
 	}
-	return list
 }
 
-func (s *stalls) drop(volume string) {
+// begin returns a context for new stalls, which ends with the next call of end.
+func (s *stalls) begin(ctx context.Context) context.Context {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.devices, volume)
+	if s.cancel != nil {
+		s.cancel()
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	return ctx
 }
 
-// stallByMarks begins and ends stalls. One that lasted as long as may be is not repeated before space is back.
+// end ends the present stalls, and waits for none.
+func (s *stalls) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cancel != nil {
+		s.cancel()
+		s.cancel = nil
+	}
+}
+
+// stallByMarks begins and ends stalls. They are not repeated before space is back, however long they lasted.
 func (m *Manager) stallByMarks(ctx context.Context, free int64, marks marks, w *rootWatch) {
-	stalled := !w.since.IsZero()
 	switch {
-	case free >= marks.low:
-		w.over = false
-		if stalled {
-			if m.stalls.any() {
-				m.log.Info("writers go on: the host filesystem has space again", "root", m.root, "free", free)
-			}
-			m.unstallAll()
-			w.since = time.Time{}
-		}
-	case stalled && time.Since(w.since) >= m.stalls.limit():
+	case free >= marks.low && w.stalled:
 		if m.stalls.any() {
-			m.log.Error("writers go on and will get errors: the host filesystem is still full", "root", m.root, "free", free)
+			m.log.Info("writers go on: the host filesystem has space again", "root", m.root, "free", free)
 		}
-		m.unstallAll()
-		w.since, w.over = time.Time{}, true
-	case !stalled && !w.over && free < marks.last:
-		w.since = time.Now()
+		m.stalls.end()
+		w.stalled = false
+	case free < marks.last && !w.stalled:
+		w.stalled = true
 		m.stallAll(ctx)
 	}
 }
 
-// stallAll freezes the mounted volumes that take space from the data root's filesystem.
+// stallAll begins to freeze the mounted volumes that take space from the data root's filesystem, and waits for none.
 func (m *Manager) stallAll(ctx context.Context) {
-	var group errgroup.Group
-	group.SetLimit(stallAtOnce)
+	ctx = m.stalls.begin(ctx)
 	mounted, err := m.Mounted()
-	if err == nil {
-		err = m.eachIn(metadata.Ready, func(v metadata.Volume) {
-			entry, is := mounted[m.Mountpoint(v.Name)]
-			if is && m.pools[v.Pool].OnRoot && !entry.ReadOnly {
-				group.Go(func() error { m.stall(ctx, v.ID); return nil })
-			}
-		})
-	}
-	_ = group.Wait() // each logs its own failure
 	if err != nil {
 		m.log.Error("writers not stalled", "error", err)
 		return
 	}
-	if n := len(m.stalls.list()); n > 0 {
+	atOnce, n := make(chan struct{}, stallAtOnce), 0
+	err = m.eachIn(metadata.Ready, func(v metadata.Volume) {
+		entry, is := mounted[m.Mountpoint(v.Name)]
+		if is && m.pools[v.Pool].OnRoot && !entry.ReadOnly {
+			n++
+			m.stalls.running.Go(func() { m.stall(ctx, v.ID, atOnce) })
+		}
+	})
+	if err != nil {
+		m.log.Error("writers not stalled", "error", err)
+	}
+	if n > 0 {
 		m.log.Error("host filesystem is full: writers are stalled; free space there", "root", m.root, "volumes", n, "limit", m.stalls.limit())
 	}
 }
 
-// stall freezes one volume. It passes over one whose lock is held: that is being mounted, unmounted or changed.
-func (m *Manager) stall(ctx context.Context, id string) {
+// stall freezes one volume until ctx is done or the limit is over.
+func (m *Manager) stall(ctx context.Context, id string, atOnce chan struct{}) {
+	select {
+	case atOnce <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	over := time.NewTimer(m.stalls.limit()) // from here on: writers wait already while the freeze is made
+	defer over.Stop()
+	one := m.beginStall(ctx, id)
+	<-atOnce
+	if one == nil {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-over.C:
+		if m.stalls.of(id) == one { // it was not unmounted
+			m.log.Error("writers go on and will get errors: the host filesystem is still full", "volume_id", id, "root", m.root)
+		}
+	}
+	if err := m.endStall(id, one); err != nil {
+		m.log.Error("volume not thawed", "volume_id", id, "error", err)
+	}
+}
+
+// beginStall freezes one volume, and returns nil if it did not. It passes over one whose lock is held: that is being
+// mounted, unmounted or changed.
+func (m *Manager) beginStall(ctx context.Context, id string) *stall {
 	wait, cancel := context.WithTimeout(ctx, stallLockWait)
 	defer cancel()
 	v, release, err := m.acquireReady(wait, id)
 	if err != nil {
-		return
+		return nil
 	}
 	defer release()
+	if one := m.stalls.of(v.ID); one != nil {
+		return one // it could not be ended
+	}
 	entry, err := m.mountOf(m.Mountpoint(v.Name))
 	if err != nil || entry == nil || entry.ReadOnly {
-		return
+		return nil
 	}
 	intent := metadata.Intent{Volume: v.ID, Boot: m.boot, Device: entry.Device}
 	if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutIntent(intent) }); err != nil {
 		m.log.Error("writers not stalled", "volume", v.Name, "error", err)
-		return
-	}
-	m.stalls.add(v.ID, entry.Device)
-	if err := fs.Freeze(entry.Mountpoint); err != nil {
-		m.log.Error("writers not stalled", "volume", v.Name, "error", err)
-		m.stalls.drop(v.ID) // not ours to thaw
-		m.withdraw(ctx, v.ID)
-	}
-}
-
-// unstallAll thaws what stallAll froze. It takes no lock: whoever holds one may be waiting for this.
-func (m *Manager) unstallAll() {
-	for volume := range m.stalls.list() {
-		if err := m.unstall(context.Background(), volume); err != nil {
-			m.log.Error("volume not thawed", "volume_id", volume, "error", err)
-		}
-	}
-}
-
-// unstall thaws a volume if it is stalled. A volume that is to be unmounted must be thawed first, or its filesystem
-// would live on unseen.
-func (m *Manager) unstall(ctx context.Context, volume string) error {
-	device, stalled := m.stalls.list()[volume]
-	if !stalled {
 		return nil
 	}
-	if err := m.thawDevice(device); err != nil {
+	one := &stall{device: entry.Device}
+	m.stalls.add(v.ID, one)
+	if err := m.host.Freeze(entry.Mountpoint); err != nil {
+		m.log.Error("writers not stalled", "volume", v.Name, "error", err)
+		m.stalls.drop(v.ID, one) // not ours to thaw
+		m.withdraw(ctx, v.ID)
+		return nil
+	}
+	return one
+}
+
+// unstall ends a volume's stall if there is one. A volume that is to be unmounted must be thawed first, or its
+// filesystem would live on unseen.
+func (m *Manager) unstall(volume string) error {
+	if one := m.stalls.of(volume); one != nil {
+		return m.endStall(volume, one)
+	}
+	return nil
+}
+
+// endStall ends a stall, once, so that it never thaws what somebody has frozen since. It takes no volume's lock: whoever holds
+// that may be waiting for this.
+func (m *Manager) endStall(volume string, one *stall) error {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if one.over {
+		return nil
+	}
+	if err := m.thawDevice(one.device); err != nil {
 		return err
 	}
-	m.stalls.drop(volume)
-	m.withdraw(ctx, volume)
+	one.over = true
+	m.stalls.drop(volume, one)
+	m.withdraw(context.Background(), volume)
 	return nil
 }
 

@@ -53,6 +53,12 @@ type Manager struct {
 
 	trimming sync.Mutex           // held while a full pool's volumes are trimmed
 	trimmed  map[string]time.Time // when that was done last, by pool
+	trims    trims
+
+	later chan string // volumes to be settled soon, by ID
+
+	pins        pins
+	freezeLimit time.Duration
 
 	root    string // data root
 	space   spaceState
@@ -77,6 +83,9 @@ func New(c Config) (*Manager, error) {
 		root:    c.Root,
 		ballast: ballastIn(c.Root),
 		trimmed: map[string]time.Time{},
+		later:   make(chan string, laterQueue),
+
+		freezeLimit: FreezeLimit,
 	}
 	for _, pool := range c.Pools {
 		if pool.Missing == nil {
@@ -160,19 +169,29 @@ func notReady(v metadata.Volume) error {
 // recordFormat is the version of deviceRecord that this program writes, and the newest that it reads.
 const recordFormat = 1
 
-// deviceRecord is what a volume's device carries, so that the volume survives the loss of the database.
+// deviceRecord is what a device carries, so that volumes and snapshots survive the loss of the database.
 type deviceRecord struct {
-	Format int             `json:"format"`
-	Root   string          `json:"root"` // ID of the data root
-	Volume metadata.Volume `json:"volume"`
+	Format   int                `json:"format"`
+	Root     string             `json:"root"` // ID of the data root
+	Volume   *metadata.Volume   `json:"volume,omitempty"`
+	Snapshot *metadata.Snapshot `json:"snapshot,omitempty"` // instead of Volume
 }
 
-// describe returns the record for a volume's device. It carries the state too: what is only being made must not come
+// Describe returns the record for a volume's device. It carries the state too: what is only being made must not come
 // back as a volume.
-func (m *Manager) describe(v metadata.Volume) (blockdev.Record, error) {
-	raw, err := json.Marshal(deviceRecord{Format: recordFormat, Root: m.store.RootID(), Volume: v})
+func (m *Manager) Describe(v metadata.Volume) (blockdev.Record, error) {
+	raw, err := json.Marshal(deviceRecord{Format: recordFormat, Root: m.store.RootID(), Volume: &v})
 	if err != nil {
 		return nil, fmt.Errorf("volume %q: describe device: %w", v.Name, err)
+	}
+	return raw, nil
+}
+
+// DescribeSnapshot is Describe for a snapshot's device.
+func (m *Manager) DescribeSnapshot(s metadata.Snapshot) (blockdev.Record, error) {
+	raw, err := json.Marshal(deviceRecord{Format: recordFormat, Root: m.store.RootID(), Snapshot: &s})
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s@%s: describe device: %w", s.Volume.Name, s.Name, err)
 	}
 	return raw, nil
 }

@@ -57,10 +57,10 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		return d.Create(ctx, q.Name, options)
 	})
 	post("/volumes/delete", func(ctx context.Context, q control.Request) (any, error) {
-		return struct{}{}, d.Delete(ctx, q.Name)
+		return struct{}{}, d.Delete(ctx, q.Name, q.Snapshots)
 	})
 	post("/volumes/set", func(ctx context.Context, q control.Request) (any, error) {
-		return d.Set(ctx, q.Name, q.Labels, q.Protect)
+		return d.Set(ctx, q.Name, daemon.Change{Labels: q.Labels, Protect: q.Protect, PreSnapshot: q.PreSnapshot, PostSnapshot: q.PostSnapshot})
 	})
 	post("/volumes/mount", func(ctx context.Context, q control.Request) (any, error) {
 		path, err := d.Mount(ctx, q.Name, q.Mountpoint)
@@ -75,6 +75,24 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 	post("/volumes/trim", func(ctx context.Context, q control.Request) (any, error) {
 		bytes, err := d.Trim(ctx, q.Name)
 		return control.Trimmed{Bytes: bytes}, err
+	})
+	get("/snapshots", func(r *http.Request) (any, error) { return d.Snapshots(r.Context(), r.URL.Query().Get("volume")) })
+	get("/snapshots/inspect", func(r *http.Request) (any, error) {
+		return d.InspectSnapshot(r.Context(), r.URL.Query().Get("name"))
+	})
+	post("/snapshots/create", func(ctx context.Context, q control.Request) (any, error) {
+		return d.CreateSnapshots(ctx, q.Volumes, q.Name, q.Labels)
+	})
+	post("/snapshots/delete", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, d.DeleteSnapshot(ctx, q.Name)
+	})
+	post("/snapshots/restore", func(ctx context.Context, q control.Request) (any, error) {
+		return d.RestoreSnapshot(ctx, q.Name, q.Discard)
+	})
+	mux.HandleFunc("GET "+control.Prefix+"/snapshots/diff", func(w http.ResponseWriter, r *http.Request) {
+		stream(w, func(line func(any) error) error {
+			return d.DiffSnapshots(r.Context(), r.URL.Query()["name"], func(e daemon.ExtentView) error { return line(e) })
+		})
 	})
 	get("/doctor", func(r *http.Request) (any, error) { return d.Doctor(r.Context()) })
 	post("/devices/adopt", func(ctx context.Context, q control.Request) (any, error) {
@@ -113,6 +131,28 @@ func decode(w http.ResponseWriter, r *http.Request) (control.Request, error) {
 		return request, fault.Errorf(fault.ErrInvalid, "read request: %w", err)
 	}
 	return request, nil
+}
+
+// stream answers with a JSON value a line as they come, and an empty line at the end. An error before the first line is
+// an ordinary answer; a later one is the last line.
+func stream(w http.ResponseWriter, do func(line func(any) error) error) {
+	begun := false
+	encoder := json.NewEncoder(w)
+	err := do(func(value any) error {
+		if !begun {
+			begun = true
+			w.Header().Set("Content-Type", "application/jsonl")
+		}
+		return encoder.Encode(value)
+	})
+	switch {
+	case err != nil && !begun:
+		answer(w)(nil, err)
+	case err != nil:
+		_ = encoder.Encode(control.NewErrorBody(err)) // a client that is gone cannot be told
+	default:
+		_, _ = w.Write([]byte("\n"))
+	}
 }
 
 // answer returns a function that encodes a verb's outcome.

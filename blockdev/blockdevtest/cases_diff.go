@@ -1,0 +1,167 @@
+package blockdevtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+
+	"orlop/blockdev"
+	"orlop/internal/fault"
+)
+
+// diff is what the pool tells of two devices, which must be in order.
+func (s *suite) diff(from, to blockdev.ID) (extents []blockdev.Extent) {
+	s.Helper()
+	differ, ok := s.pool().Differ()
+	if !ok {
+		return nil
+	}
+	end, size := int64(0), s.stat(to).Size
+	s.ok(differ.Diff(s.Context(), from, to, func(e blockdev.Extent) error {
+		if e.Offset < end || e.Length <= 0 || e.End() > size || e.Kind != blockdev.Data && e.Kind != blockdev.Hole {
+			s.Fatalf("after offset %d of %d: %+v", end, size, e)
+		}
+		end = e.End()
+		extents = append(extents, e)
+		return nil
+	}))
+	return extents
+}
+
+// read is what the pool's Differ reads of a device.
+func (s *suite) read(differ blockdev.Differ, id blockdev.ID) []byte {
+	s.Helper()
+	reader, err := differ.Open(s.Context(), id)
+	s.ok(err)
+	b := make([]byte, reader.Size()+1)
+	n, err := reader.ReadAt(b, 0)
+	if int64(n) != reader.Size() || !errors.Is(err, io.EOF) || reader.Size() != s.stat(id).Size {
+		s.Fatalf("read %d bytes of %d, %v", n, reader.Size(), err)
+	}
+	s.ok(reader.Close())
+	return b[:n]
+}
+
+// leads fails unless what differs between two devices makes to's content of from's.
+func (s *suite) leads(differ blockdev.Differ, from, to blockdev.ID) {
+	s.Helper()
+	wanted := s.read(differ, to)
+	got := make([]byte, len(wanted))
+	if from != "" {
+		copy(got, s.read(differ, from))
+	}
+	for _, e := range s.diff(from, to) {
+		clear(got[e.Offset:e.End()])
+		if e.Kind == blockdev.Data {
+			copy(got[e.Offset:e.End()], wanted[e.Offset:e.End()])
+		}
+	}
+	if !bytes.Equal(got, wanted) {
+		s.Fatalf("what differs between %q and %s does not lead from one to the other", from, to)
+	}
+}
+
+func diffLeadsFromEachDeviceToEachOther(s *suite) {
+	differ, ok := s.pool().Differ()
+	if !ok {
+		return
+	}
+	rng := s.random()
+	volume := s.created(size)
+	path := s.activated(volume, blockdev.ReadWrite)
+	ids := []blockdev.ID{""}
+	for i := range rounds(6, 20) {
+		changes := newChanges(rng.Uint64(), s.stat(volume).Size)
+		s.ok(changes.apply(path, rng.IntN(100)))
+		if i == 3 {
+			s.ok(s.pool().Grow(s.Context(), volume, size+mib))
+		}
+		id := s.id()
+		if rng.IntN(2) == 0 {
+			s.ok(s.pool().Prepare(s.Context(), id, volume, record("prepared")))
+			s.ok(changes.apply(path, rng.IntN(20)))
+		}
+		s.ok(s.pool().Clone(s.Context(), id, volume, record("snapshot")))
+		s.ok(s.pool().Sync(s.Context(), id))
+		s.ok(s.pool().Seal(s.Context(), id))
+		if !bytes.Equal(s.read(differ, id), s.content(path)) {
+			s.Fatal("reading the snapshot shows another content than the volume has")
+		}
+		if i > 0 {
+			s.within(s.diff(ids[i], id), changes.touched, size)
+		}
+		ids = append(ids, id)
+	}
+	for _, from := range ids {
+		for _, to := range ids[1:] {
+			s.leads(differ, from, to)
+		}
+	}
+	if same := s.diff(ids[1], ids[1]); len(same) > 0 {
+		s.Errorf("a device differs from itself in %v", same)
+	}
+}
+
+// within fails if, below limit, more differs than the blocks that were touched.
+func (s *suite) within(extents []blockdev.Extent, touched map[int64]bool, limit int64) {
+	s.Helper()
+	for _, e := range extents {
+		for offset := e.Offset; offset < min(e.End(), limit); offset += blockLength {
+			if !touched[offset/blockLength] {
+				s.Fatalf("%+v covers block %d, which nobody touched", e, offset/blockLength)
+			}
+		}
+	}
+}
+
+func diffFromNothingTellsWhatIsAllocated(s *suite) {
+	if _, ok := s.pool().Differ(); !ok {
+		return
+	}
+	id := s.created(size)
+	if extents := s.diff("", id); len(extents) > 0 {
+		s.Fatalf("a new device has %v", extents)
+	}
+	path := s.activated(id, blockdev.ReadWrite)
+	s.write(path, mib, "something")
+	s.write(path, 3*mib, "more")
+	s.ok(s.pool().Sync(s.Context(), id))
+	told := int64(0)
+	for _, e := range s.diff("", id) {
+		if e.Kind != blockdev.Data {
+			s.Errorf("a hole differs from nothing: %+v", e)
+		}
+		told += e.Length
+	}
+	if told < 2*blockLength || told > size/4 {
+		s.Errorf("2 blocks were written, %d bytes are told to be allocated", told)
+	}
+}
+
+func diffEndsWhenItIsTold(s *suite) {
+	differ, ok := s.pool().Differ()
+	if !ok {
+		return
+	}
+	id := s.created(size)
+	path := s.activated(id, blockdev.ReadWrite)
+	s.write(path, 0, "one")
+	s.write(path, 2*mib, "two")
+	calls, enough := 0, errors.New("enough")
+	err := differ.Diff(s.Context(), "", id, func(blockdev.Extent) error { calls++; return enough })
+	if !errors.Is(err, enough) || calls != 1 {
+		s.Errorf("%d calls, %v", calls, err)
+	}
+	cancelled, cancel := context.WithCancel(s.Context())
+	cancel()
+	if err := differ.Diff(cancelled, "", id, func(blockdev.Extent) error { return nil }); !errors.Is(err, context.Canceled) {
+		s.Errorf("cancelled: %v", err)
+	}
+	missing := blockdev.NewID()
+	fn := func(e blockdev.Extent) error { s.Errorf("told of %+v", e); return nil }
+	s.kind(differ.Diff(s.Context(), "", missing, fn), fault.ErrNotFound, "diff to nothing")
+	s.kind(differ.Diff(s.Context(), missing, id, fn), fault.ErrNotFound, "diff from nothing")
+	_, err = differ.Open(s.Context(), missing)
+	s.kind(err, fault.ErrNotFound, "open")
+}
