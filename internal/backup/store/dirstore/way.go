@@ -1,0 +1,113 @@
+package dirstore
+
+import (
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/internal/fault"
+)
+
+// A way is the directories from the root down, open to read. The root is the Store's own.
+type way []*os.File
+
+func (w way) last() *os.File { return w[len(w)-1] }
+
+func (w way) close() {
+	for _, dir := range w[1:] {
+		_ = dir.Close() // opened to read
+	}
+}
+
+// split cuts a name into its directory, empty for the root, and its last segment.
+func split(name string) (dir, base string) {
+	i := strings.LastIndexByte(name, '/')
+	return name[:max(i, 0)], name[i+1:]
+}
+
+// segments are the steps from the root to dir.
+func segments(dir string) []string {
+	if dir == "" {
+		return nil
+	}
+	return strings.Split(dir, "/")
+}
+
+const openDirectory = unix.O_RDONLY | unix.O_DIRECTORY
+
+// walk opens the directories down to dir. It fails with fault.ErrNotFound where one is not there.
+func (s *Store) walk(dir string) (way, error) {
+	w := way{s.root}
+	for _, segment := range segments(dir) {
+		next, err := s.kernel.open(w.last(), segment, openDirectory)
+		if err != nil {
+			w.close()
+			if isAny(err, unix.ENOENT, unix.ENOTDIR) {
+				err = s.notFound()
+			}
+			return nil, err
+		}
+		w = append(w, next)
+	}
+	return w, nil
+}
+
+// notFound is the error of an object that is not there.
+func (s *Store) notFound() error {
+	if err := s.present(); err != nil {
+		return err
+	}
+	return fault.Errorf(fault.ErrNotFound, "not found")
+}
+
+// present fails with fault.ErrUnreachable if somebody has removed the root: it must not pass for an empty store.
+func (s *Store) present() error {
+	var stat unix.Stat_t
+	if err := uninterrupted(func() error { return unix.Fstat(int(s.root.Fd()), &stat) }); err != nil {
+		return &os.PathError{Op: "look at", Path: s.root.Name(), Err: err}
+	}
+	if stat.Nlink == 0 {
+		return fault.Errorf(fault.ErrUnreachable, "backup directory %s: somebody has removed it", s.root.Name())
+	}
+	return nil
+}
+
+// walkMaking is walk, but makes the directories that are not there. A directory that is removed meanwhile is ENOENT.
+func (s *Store) walkMaking(dir string) (way, error) {
+	w := way{s.root}
+	for _, segment := range segments(dir) {
+		next, err := s.openMaking(w.last(), segment)
+		if err != nil {
+			w.close()
+			return nil, err
+		}
+		w = append(w, next)
+	}
+	return w, nil
+}
+
+func (s *Store) openMaking(parent *os.File, name string) (*os.File, error) {
+	dir, err := s.kernel.open(parent, name, openDirectory)
+	if isAny(err, unix.ENOENT) {
+		if err := s.kernel.mkdir(parent, name); err != nil && !isAny(err, unix.EEXIST) {
+			return nil, err
+		}
+		dir, err = s.kernel.open(parent, name, openDirectory)
+	}
+	if isAny(err, unix.ENOTDIR) {
+		return nil, fault.Errorf(fault.ErrInvalid, "%w: an object or a symbolic link is in the way", err)
+	}
+	return dir, err
+}
+
+// flush makes the names of the way's directories durable, and those in the last. The upper ones too, each time: another
+// process may have made one of them and not flushed it yet.
+func (s *Store) flush(w way) error {
+	for i := len(w) - 1; i >= 0; i-- {
+		if err := s.kernel.sync(w[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
