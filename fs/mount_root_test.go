@@ -264,6 +264,66 @@ func TestThawEndsAFreeze(t *testing.T) {
 	})
 }
 
+// TestFrozenTellsAFreezeAndDisturbsNothing: neither the freeze, nor who waits for its end, nor the mount's options.
+func TestFrozenTellsAFreezeAndDisturbsNothing(t *testing.T) {
+	eachType(t, func(t *testing.T, kind Type, size int64) {
+		device, _, dir := newFilesystem(t, kind, size)
+		mounted(t, kind, device, dir, "noatime")
+		before := entry(t, dir)
+		want := func(frozen bool) {
+			t.Helper()
+			for range 20 {
+				if got, err := kind.Frozen(dir); err != nil || got != frozen {
+					t.Fatalf("frozen %v, %v, want %v", got, err, frozen)
+				}
+			}
+			if now := entry(t, dir); now != before {
+				t.Errorf("mounted as %+v, was %+v", now, before)
+			}
+		}
+		want(false)
+		if err := Freeze(dir); err != nil {
+			t.Fatal(err)
+		}
+		waiting, written := make(chan struct{}), make(chan error)
+		go func() {
+			close(waiting)
+			written <- os.WriteFile(filepath.Join(dir, "file"), []byte("late"), 0o600)
+		}()
+		<-waiting
+		want(true)
+		if err := Freeze(dir); !fault.Is(err, fault.ErrInUse) {
+			t.Errorf("not frozen any more: %v", err)
+		}
+		select {
+		case err := <-written:
+			t.Errorf("written while frozen: %v", err)
+		default:
+		}
+		if err := Thaw(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+		want(false)
+	})
+}
+
+func TestFrozenFailsWhereItCannotTell(t *testing.T) {
+	kind, err := Lookup("ext4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	needRoot(t)
+	if frozen, err := kind.Frozen(filepath.Join(t.TempDir(), "nothing")); err == nil || frozen {
+		t.Errorf("of what is not there: %v, %v", frozen, err)
+	}
+	if frozen, err := (Type{Name: "vfat"}).Frozen(t.TempDir()); !fault.Is(err, fault.ErrUnsupported) || frozen {
+		t.Errorf("of another type: %v, %v", frozen, err)
+	}
+}
+
 // flags are the inode flags of lsattr(1).
 func flags(t *testing.T, dir string) uint32 {
 	t.Helper()

@@ -126,7 +126,7 @@ func create(name string) func(context.Context, *world) error {
 }
 
 func remove(name string) func(context.Context, *world) error {
-	return func(ctx context.Context, w *world) error { return w.Delete(ctx, w.named(name)) }
+	return func(ctx context.Context, w *world) error { return w.Delete(ctx, w.named(name), false) }
 }
 
 func mount(name, holder string) func(context.Context, *world) error {

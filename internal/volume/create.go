@@ -116,7 +116,7 @@ func (m *Manager) announce(ctx context.Context, v metadata.Volume) error {
 		release()
 		var now metadata.Volume
 		if m.store.View(func(tx *metadata.Tx) error { now, err = tx.Volume(other.ID); return err }) == nil && now.State != metadata.Ready {
-			return notReady(now) // its deletion failed, or the daemon died in it: a later try finishes it
+			return NotReady(now) // its deletion failed, or the daemon died in it: a later try finishes it
 		}
 	}
 }
@@ -317,7 +317,7 @@ func (m *Manager) Delete(ctx context.Context, id string, withSnapshots bool) err
 	defer release()
 	switch {
 	case v.State == metadata.Creating:
-		return notReady(v)
+		return NotReady(v)
 	case v.State == metadata.Ready && v.Protected:
 		return fault.Errorf(fault.ErrProtected, "volume %q: is protected: run 'orlop set %s --unprotect' first", v.Name, v.Name)
 	case v.State == metadata.Ready:

@@ -27,8 +27,12 @@ func (m *Manager) Pin(id, why string) (s metadata.Snapshot, release func(), err 
 	if err != nil {
 		return s, nil, err
 	}
-	if s.State != metadata.Ready {
-		return s, nil, fault.Errorf(fault.ErrInUse, "snapshot %s@%s: is %s", s.Volume.Name, s.Name, s.State)
+	switch s.State {
+	case metadata.Ready:
+	case metadata.Removing:
+		return s, nil, fault.Errorf(fault.ErrInUse, "snapshot %s@%s: is being deleted", s.Volume.Name, s.Name)
+	default:
+		return s, nil, fault.Errorf(fault.ErrInUse, "snapshot %s@%s: is being taken", s.Volume.Name, s.Name)
 	}
 	if m.pins.byID == nil {
 		m.pins.byID = map[string][]string{}

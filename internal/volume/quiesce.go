@@ -47,7 +47,7 @@ func allReady(tx *metadata.Tx, ids []string, out []metadata.Volume) error {
 	for i, id := range ids {
 		v, err := tx.Volume(id)
 		if err == nil && v.State != metadata.Ready {
-			err = notReady(v)
+			err = NotReady(v)
 		}
 		if err != nil {
 			return err

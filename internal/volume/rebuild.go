@@ -240,7 +240,8 @@ func (m *Manager) forget(tx *metadata.Tx, v metadata.Volume) error {
 type Unknown struct {
 	blockdev.Info
 	Pool string // name
-	Name string // of the volume or snapshot that its record tells of, or empty
+	Name string // for the volume that it may become, from the record that it carries; empty without one
+	Was  string // what that record tells of, as in "snapshot s of volume db"; empty without one
 }
 
 // Unknowns lists the devices that the metadata does not know. They are a person's to adopt or delete.
@@ -277,8 +278,9 @@ func (m *Manager) Unknowns(ctx context.Context) ([]Unknown, error) {
 			u := Unknown{Info: info, Pool: pool.Name}
 			if record, err := decode(pool, info); err == nil && record.Snapshot != nil {
 				u.Name = record.Snapshot.Volume.Name + "-" + record.Snapshot.Name
+				u.Was = "snapshot " + record.Snapshot.Name + " of volume " + record.Snapshot.Volume.Name
 			} else if err == nil {
-				u.Name = record.Volume.Name
+				u.Name, u.Was = record.Volume.Name, "volume "+record.Volume.Name
 			}
 			unknown = append(unknown, u)
 		}

@@ -154,12 +154,13 @@ func (m *Manager) acquireReady(ctx context.Context, id string) (metadata.Volume,
 	v, release, err := m.acquire(ctx, id)
 	if err == nil && v.State != metadata.Ready {
 		release()
-		return v, nil, notReady(v)
+		return v, nil, NotReady(v)
 	}
 	return v, release, err
 }
 
-func notReady(v metadata.Volume) error {
+// NotReady is the error of whoever needs a volume that is ready, and finds this one in another state.
+func NotReady(v metadata.Volume) error {
 	if v.State == metadata.Removing {
 		return fault.Errorf(fault.ErrInUse, "volume %q: is being deleted", v.Name)
 	}
