@@ -1,0 +1,62 @@
+package repo
+
+import (
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// flagZstd in a record's flags says that it holds one zstd frame (RFC 8878) of the plaintext. Otherwise it holds the
+// plaintext itself.
+const flagZstd byte = 1
+
+// saving is the smallest part of a plaintext, 1/saving of it, that compression must save. Less than that does not pay
+// for decompressing.
+const saving = 16
+
+// A compressor compresses records. It is not safe for concurrent use.
+type compressor struct {
+	encoder *zstd.Encoder
+}
+
+func newCompressor() (*compressor, error) {
+	// The checksum would be the third over the same bytes.
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false))
+	if err != nil {
+		return nil, fmt.Errorf("start zstd: %w", err)
+	}
+	return &compressor{encoder}, nil
+}
+
+// compress returns what to store for plaintext and its flags: the plaintext itself if it hardly compresses, else a
+// frame in space, which grows if it is too small.
+func (c *compressor) compress(space, plaintext []byte) (payload []byte, flags byte) {
+	frame := c.encoder.EncodeAll(plaintext, space[:0])
+	if len(frame) > len(plaintext)-len(plaintext)/saving-1 {
+		return plaintext, 0
+	}
+	return frame, flagZstd
+}
+
+// newDecoder returns a decoder that is safe for concurrent use.
+func newDecoder() (*zstd.Decoder, error) {
+	decoder, err := zstd.NewReader(nil, zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderConcurrency(0))
+	if err != nil {
+		return nil, fmt.Errorf("start zstd: %w", err)
+	}
+	return decoder, nil
+}
+
+// decompress returns the plaintext of length bytes that a frame holds. It never allocates more than that for it, whatever
+// the frame says.
+func decompress(decoder *zstd.Decoder, frame []byte, length int) ([]byte, error) {
+	plaintext, err := decoder.DecodeAll(frame, make([]byte, 0, length))
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	if len(plaintext) != length {
+		return nil, fmt.Errorf("decompress: %d bytes instead of %d", len(plaintext), length)
+	}
+	return plaintext, nil
+}

@@ -1,0 +1,168 @@
+package repo
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"orlop/internal/fault"
+)
+
+// A key file is one line and its newline:
+//
+//	ORLOP-KEY-1 XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX
+//
+// The 56 characters are base32 (RFC 4648, A-Z and 2-7, which has no 0, 1, 8 or 9 to mistake for a letter) of the 32
+// bytes of the key and the first 3 bytes of SHA-256("orlop-1 key checksum" followed by the key). The newline may be
+// missing; nothing else may differ.
+const (
+	keyMagic      = "ORLOP-KEY-1"
+	keyGroup      = 4
+	keyCheckLabel = "orlop-1 key checksum"
+	keyIDLabel    = "orlop-1 key id"
+	keyCheckSize  = 3
+	keyFileMax    = 256 // bytes read before a file is not taken for a key file
+)
+
+// A Key opens repositories. It is 256 random bits, kept in a key file.
+type Key struct {
+	secret [32]byte
+}
+
+// NewKey makes a key from random, or from crypto/rand if that is nil.
+func NewKey(random io.Reader) (*Key, error) {
+	key := new(Key)
+	if err := fill(random, key.secret[:]); err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	return key, nil
+}
+
+// ID is a short public name of the key: the first 8 bytes of SHA-256("orlop-1 key id" followed by the key), in hex.
+func (k *Key) ID() string {
+	sum := sha256.Sum256(append([]byte(keyIDLabel), k.secret[:]...))
+	return hex.EncodeToString(sum[:8])
+}
+
+// text is the content of the key's file.
+func (k *Key) text() []byte {
+	digits := base32.StdEncoding.EncodeToString(append(k.secret[:], keyChecksum(k.secret[:])...))
+	groups := make([]string, 0, len(digits)/keyGroup)
+	for ; digits != ""; digits = digits[keyGroup:] {
+		groups = append(groups, digits[:keyGroup])
+	}
+	return []byte(keyMagic + " " + strings.Join(groups, "-") + "\n")
+}
+
+func keyChecksum(secret []byte) []byte {
+	sum := sha256.Sum256(append([]byte(keyCheckLabel), secret...))
+	return sum[:keyCheckSize]
+}
+
+// parseKey reads a key file's content. It fails with fault.ErrCorrupt if the checksum does not match and with
+// fault.ErrInvalid if this is no key file. Its errors never show the content.
+func parseKey(text []byte) (*Key, error) {
+	line := strings.TrimSuffix(string(text), "\n")
+	grouped, ok := strings.CutPrefix(line, keyMagic+" ")
+	if !ok {
+		return nil, fault.Errorf(fault.ErrInvalid, "it does not begin with %q", keyMagic+" ")
+	}
+	decoded, err := base32.StdEncoding.DecodeString(strings.ReplaceAll(grouped, "-", ""))
+	key := new(Key)
+	if err != nil || len(decoded) != len(key.secret)+keyCheckSize {
+		return nil, fault.Errorf(fault.ErrInvalid, "%q is not followed by 14 groups of 4 characters, A-Z and 2-7", keyMagic)
+	}
+	copy(key.secret[:], decoded)
+	if !bytes.Equal(decoded[len(key.secret):], keyChecksum(key.secret[:])) {
+		return nil, fault.Errorf(fault.ErrCorrupt, "its checksum does not match: a character was changed in copying")
+	}
+	if strings.TrimSuffix(string(key.text()), "\n") != line {
+		return nil, fault.Errorf(fault.ErrInvalid, "the characters are not in 14 groups of 4 with hyphens between them, on one line")
+	}
+	return key, nil
+}
+
+// WriteFile creates the key's file with mode 0600. The file is durable on return, and gone again if it cannot be
+// written; cut short by a crash it may be left incomplete, which ReadKeyFile refuses. A file that is there already is never
+// touched: fault.ErrExists.
+func (k *Key) WriteFile(path string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fault.Errorf(fault.ErrExists, "key file %s is there already", path)
+	}
+	if err != nil {
+		return fmt.Errorf("create key file: %w", err)
+	}
+	_, err = file.Write(k.text())
+	if err == nil {
+		err = file.Sync()
+	}
+	if err := errors.Join(err, file.Close()); err != nil {
+		return errors.Join(fmt.Errorf("write key file %s: %w", path, err), os.Remove(path))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// ReadKeyFile reads a key's file. It fails with fault.ErrNotFound if there is none, with fault.ErrCorrupt if its checksum
+// does not match, and with fault.ErrInvalid if it is not a key file or is open to others. As ssh does, it refuses a file of the caller's own that the group or others may
+// read or write, and lets one of another owner be: secrets that a container's runtime mounts are such.
+func ReadKeyFile(path string) (*Key, error) {
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.Errorf(fault.ErrNotFound, "key file %s is not there", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open key file: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open key file: %w", err)
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o077 != 0 {
+		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())
+	}
+	text, err := io.ReadAll(io.LimitReader(file, keyFileMax))
+	if err != nil {
+		return nil, fmt.Errorf("read key file %s: %w", path, err)
+	}
+	key, err := parseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("key file %s: %w", path, err)
+	}
+	return key, nil
+}
+
+// syncDir makes the names in a directory survive a power cut.
+func syncDir(dir string) error {
+	handle, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	defer handle.Close()
+	if err := handle.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+// fill fills p from random, or from crypto/rand if that is nil.
+func fill(random io.Reader, p []byte) error {
+	if random == nil {
+		random = rand.Reader
+	}
+	if _, err := io.ReadFull(random, p); err != nil {
+		return fmt.Errorf("read random bytes: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,34 @@
+package repo
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// newTestKeys returns the keyring of an encrypted repository whose randomness repeats.
+func newTestKeys(t testing.TB, encrypted bool) *Keyring {
+	t.Helper()
+	random := rand.NewChaCha8([32]byte{1})
+	var key *Key
+	if encrypted {
+		var err error
+		if key, err = NewKey(random); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _, keys, err := NewRepository(key, random)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys.Random = nil
+	return keys
+}
+
+func newTestLineage(t testing.TB) *Lineage {
+	t.Helper()
+	lineage, err := newTestKeys(t, true).Lineage("0190-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lineage
+}
