@@ -79,7 +79,7 @@ uninstall: need-root ## remove what install put there; keeps the volumes unless 
 		echo "removed; the volumes are still in $(ROOT) (PURGE=1 deletes them)"
 		exit
 	fi
-	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* || true   # mount points are immutable while nothing is mounted there
+	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* $(ROOT)/pool/images/*.img || true   # empty mount points are immutable, and snapshots
 	rm -rf --one-file-system $(ROOT)
 	rm -f /etc/default/orlop /var/lib/.orlop.orlop-root /var/.lib.orlop-root /.var.orlop-root
 	echo "removed, volumes and all"

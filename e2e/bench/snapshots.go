@@ -158,7 +158,11 @@ func load(b *bench, dir string) (stop func() error, err error) {
 		default:
 		}
 		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		<-ended // its exit status tells of the signal
+		select {
+		case <-ended: // its exit status tells of the signal
+		case <-time.After(stopLimit):
+			err = errors.Join(err, errors.New("the load does not end"))
+		}
 		return err
 	}
 	b.later(func() error { _ = cmd.Process.Kill(); return nil }) // if it is still there
@@ -206,10 +210,10 @@ func watched(dir string, do func() error) (took, waited float64, err error) {
 	}
 	defer f.Close()
 	const blocks = 1024
-	if _, err := f.WriteAt(make([]byte, blocks*4096), 0); err == nil {
-		err = f.Sync()
+	if _, err := f.WriteAt(make([]byte, blocks*4096), 0); err != nil {
+		return 0, 0, err
 	}
-	if err != nil {
+	if err := f.Sync(); err != nil {
 		return 0, 0, err
 	}
 	var over atomic.Bool
