@@ -149,17 +149,20 @@ func load(b *bench, dir string) (stop func() error, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // its exit status tells of the signal
+		close(ended)
+	}()
 	stop = func() error {
 		select {
-		case err := <-ended:
-			return fmt.Errorf("the load ended early: %w", err)
+		case <-ended:
+			return errors.New("the load ended early")
 		default:
 		}
 		err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		select {
-		case <-ended: // its exit status tells of the signal
+		case <-ended:
 		case <-time.After(stopLimit):
 			err = errors.Join(err, errors.New("the load does not end"))
 		}
