@@ -86,7 +86,7 @@ func (m *Manager) plan(ctx context.Context, volumes []string, spec Spec) ([]capt
 		if err := m.checkHooks(v); err != nil {
 			return nil, err
 		}
-		info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+		info, err := m.statVolume(ctx, pool, v)
 		if err != nil {
 			return nil, err
 		}
@@ -263,6 +263,9 @@ func (m *Manager) CopySnapshot(ctx context.Context, id string, spec volume.Spec)
 	if err != nil {
 		return metadata.Volume{}, err
 	}
+	if err := refuseTruncated(ctx, pool, s); err != nil {
+		return metadata.Volume{}, err
+	}
 	spec.Copy.Of = s.Volume
 	spec.Copy.Of.Size = s.Size
 	spec.Copy.Fill = func(ctx context.Context, dst blockdev.ID, record blockdev.Record) error {
@@ -293,7 +296,7 @@ func (m *Manager) CopyVolume(ctx context.Context, id string, spec volume.Spec) (
 	if err := m.checkHooks(v); err != nil {
 		return v, err
 	}
-	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	info, err := m.statVolume(ctx, pool, v)
 	if err != nil {
 		return v, err
 	}

@@ -66,23 +66,52 @@ func (m *Manager) settle(ctx context.Context, all bool) error {
 		}
 	}
 	for _, d := range devices {
-		abandoned := d.Kind == metadata.KindIncoming || d.Kind == metadata.KindTrash && all
-		if ctx.Err() == nil && abandoned && !m.isBusy(d.ID) {
+		if ctx.Err() == nil && m.isAbandoned(d) && (all || d.Kind != metadata.KindTrash) {
 			m.settleDevice(ctx, d, pools[d.Pool].UUID)
 		}
 	}
 	return nil
 }
 
-// settleDevice removes a device that belongs to nobody. It reads the record again: the operation that worked on the
-// device until just now may have made it a volume's.
-func (m *Manager) settleDevice(ctx context.Context, d metadata.Device, poolUUID string) {
+// isAbandoned tells whether a device belongs to nobody: it was made for a rollback that did not happen, or a rollback
+// has replaced it.
+func (m *Manager) isAbandoned(d metadata.Device) bool {
+	return (d.Kind == metadata.KindIncoming || d.Kind == metadata.KindTrash) && !m.isBusy(d.ID)
+}
+
+// Abandoned returns the devices that Tidy is to remove and that no operation works on: once it has run, those that it
+// could not remove.
+func (m *Manager) Abandoned() (devices []metadata.Device, err error) {
+	var all []metadata.Device
+	err = m.store.View(func(tx *metadata.Tx) error {
+		all, err = tx.Devices()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read devices: %w", err)
+	}
+	for _, d := range all {
+		if m.isAbandoned(d) && m.remains(d) { // in this order: an operation may have just ended
+			devices = append(devices, d)
+		}
+	}
+	return devices, nil
+}
+
+// remains tells whether a device's record is still there and of the same kind.
+func (m *Manager) remains(d metadata.Device) bool {
 	var now metadata.Device
 	err := m.store.View(func(tx *metadata.Tx) (err error) {
 		now, err = tx.Device(d.ID)
 		return err
 	})
-	if err != nil || now.Kind != d.Kind {
+	return err == nil && now.Kind == d.Kind
+}
+
+// settleDevice removes a device that belongs to nobody. It reads the record again: the operation that worked on the
+// device until just now may have made it a volume's.
+func (m *Manager) settleDevice(ctx context.Context, d metadata.Device, poolUUID string) {
+	if !m.remains(d) {
 		return
 	}
 	pool, err := m.volumes.Pool(metadata.Volume{Name: "of device " + d.ID, Pool: d.Pool, PoolUUID: poolUUID})

@@ -48,6 +48,12 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	if err != nil {
 		return v, old, err
 	}
+	if err := refuseTruncated(ctx, pool, s); err != nil {
+		return v, old, err
+	}
+	if err := m.refuseHeld(ctx, v.ID); err != nil { // now, and not after a copy that may take a while
+		return v, old, err
+	}
 	if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutDevice(incoming) }); err != nil {
 		return v, old, err
 	}
@@ -74,6 +80,7 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	if err := m.volumes.RefuseHeld(ctx, v); err != nil {
 		return v, old, err
 	}
+	defer m.work(v.Device)() // what is to be discarded is not abandoned
 	next, old, err := m.swap(ctx, pool, v, incoming, discard)
 	if err != nil {
 		return v, old, err
@@ -88,6 +95,16 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 		m.log.Error("replaced state of a volume not put away; it is tried again", "volume", v.Name, "device", v.Device, "error", err)
 	}
 	return next, old, nil
+}
+
+// refuseHeld fails with fault.ErrInUse while a volume is in use.
+func (m *Manager) refuseHeld(ctx context.Context, id string) error {
+	locked, release, err := m.volumes.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return m.volumes.RefuseHeld(ctx, locked[0])
 }
 
 // successor is a volume's record after a rollback that gives it another device.

@@ -80,9 +80,35 @@ func (m *Manager) ready(id string) (v metadata.Volume, err error) {
 		return err
 	})
 	if err == nil && v.State != metadata.Ready {
-		err = fault.Errorf(fault.ErrInUse, "volume %q: is %s", v.Name, v.State)
+		err = volume.NotReady(v)
 	}
 	return v, err
+}
+
+// statVolume returns what the pool knows of a volume's device, and fails with fault.ErrCorrupt if that was truncated: a
+// copy would hide it.
+func (m *Manager) statVolume(ctx context.Context, pool blockdev.Pool, v metadata.Volume) (blockdev.Info, error) {
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	if err == nil && info.Size < v.Size {
+		err = m.volumes.Truncated(v, info.Size)
+	}
+	if err != nil {
+		err = fmt.Errorf("volume %q: %w", v.Name, err)
+	}
+	return info, err
+}
+
+// refuseTruncated fails with fault.ErrCorrupt if a snapshot's device is smaller than it was, with fault.ErrNotFound if it
+// is gone.
+func refuseTruncated(ctx context.Context, pool blockdev.Pool, s metadata.Snapshot) error {
+	info, err := pool.Stat(ctx, blockdev.ID(s.Device))
+	if err == nil && info.Size < s.Size {
+		err = fault.Errorf(fault.ErrCorrupt, "device %s has %d bytes and had %d: it was truncated", s.Device, info.Size, s.Size)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", title(s), err)
+	}
+	return nil
 }
 
 // title names a snapshot for people.
@@ -117,7 +143,7 @@ func (m *Manager) Delete(ctx context.Context, id string) error {
 		switch why := pinned(id); {
 		case why != "":
 			return fault.Errorf(fault.ErrInUse, "snapshot %s: in use by %s", title(s), why)
-		case s.State == metadata.Creating || s.State == metadata.Keeping:
+		case s.State == metadata.Creating, s.State == metadata.Keeping && m.isBusy(s.Device):
 			return fault.Errorf(fault.ErrInUse, "snapshot %s: is being taken", title(s))
 		case s.State == metadata.Removing:
 			return nil
@@ -162,6 +188,7 @@ func (m *Manager) Diff(ctx context.Context, from, to string, fn func(blockdev.Ex
 		return err
 	}
 	defer unpin()
+	compared := []metadata.Snapshot{newer}
 	var base blockdev.ID
 	if from != "" {
 		older, unpin, err := m.volumes.Pin(from, "a comparison")
@@ -173,6 +200,7 @@ func (m *Manager) Diff(ctx context.Context, from, to string, fn func(blockdev.Ex
 			return fault.Errorf(fault.ErrInvalid, "snapshots %s and %s: are not of one volume or its copies in one pool", title(older), title(newer))
 		}
 		base = blockdev.ID(older.Device)
+		compared = append(compared, older)
 	}
 	pool, err := m.volumes.Pool(newer.Volume)
 	if err != nil {
@@ -181,6 +209,11 @@ func (m *Manager) Diff(ctx context.Context, from, to string, fn func(blockdev.Ex
 	differ, can := pool.Differ()
 	if !can {
 		return fault.Errorf(fault.ErrUnsupported, "pool %q: cannot tell what differs between snapshots", newer.Volume.Pool)
+	}
+	for _, s := range compared {
+		if err := refuseTruncated(ctx, pool, s); err != nil {
+			return err
+		}
 	}
 	return differ.Diff(ctx, base, blockdev.ID(newer.Device), fn)
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs the Debian packages of the commands that are missing: tools/deps.sh GROUP...
 # Groups: build, run (what the daemon calls), quickstart, lint, test, bench. Nothing is removed, nothing is upgraded that
-# apt does not have to, and no service is started.
+# apt does not have to, no service is started, and no PostgreSQL cluster is made.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -40,6 +40,11 @@ group() {
 		need gcc gcc # for the race detector, as is the next
 		need libc6-dev /usr/include/stdlib.h
 		need jq jq
+		need strace strace
+		need postgresql /usr/lib/postgresql/*/bin/pgbench # its wrapper in PATH comes with less
+		need python3 /usr/bin/python3 # the second reader of backups; another python3 in PATH has not these modules
+		need python3-cryptography /usr/lib/python3/dist-packages/cryptography
+		need python3-zstandard /usr/lib/python3/dist-packages/zstandard
 		;;
 	bench) need fio fio ;;
 	*)
@@ -47,6 +52,27 @@ group() {
 		exit 2
 		;;
 	esac
+}
+
+# Debian's PostgreSQL makes a cluster when it is installed, unless this file forbids it.
+clusters=/etc/postgresql-common/createcluster.conf
+forbidden=''
+forbid_cluster() {
+	[[ " ${missing[*]} " == *' postgresql '* ]] || return 0
+	forbidden=yes
+	export UCF_FORCE_CONFFOLD=1 # the package asks nobody about the file
+	mkdir -p "${clusters%/*}"
+	[[ ! -e $clusters ]] || cp -p "$clusters" "$log.clusters"
+	echo 'create_main_cluster = false' >> "$clusters"
+}
+
+tidy() {
+	local original=$log.clusters
+	if [[ -n $forbidden ]]; then
+		[[ -e $original ]] || original=/usr/share/postgresql-common/createcluster.conf
+		if [[ -e $original ]]; then cp -p "$original" "$clusters"; else rm -f "$clusters"; fi
+	fi
+	rm -f "$log" "$log.clusters" ${policy:+"$policy"}
 }
 
 install() { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --no-remove "${missing[@]}"; }
@@ -60,12 +86,14 @@ if [[ $EUID != 0 ]] || ! command -v apt-get > /dev/null; then
 fi
 
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-policy=/usr/sbin/policy-rc.d # exit status 101 keeps packages from starting their services
-if (set -o noclobber && printf '#!/bin/sh\nexit 101\n' > "$policy") 2> /dev/null; then
-	trap 'rm -f "$log" "$policy"' EXIT
+policy=''
+trap tidy EXIT
+# Exit status 101 of this keeps packages from starting their services. One that is there is somebody else's.
+if (set -o noclobber && printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d) 2> /dev/null; then
+	policy=/usr/sbin/policy-rc.d
 	chmod 755 "$policy"
 fi
+forbid_cluster
 echo "installing ${missing[*]}"
 if ! install > "$log" 2>&1 && ! { apt-get update && install; } > "$log" 2>&1; then
 	cat "$log" >&2

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Shows the main job from end to end, and leaves nothing behind: a daemon on a scratch root with the built-in loop
-# pool, a container on a volume of its own, a restart, a resize in use. Uses the Docker daemon that runs here, or
-# starts a private one. Needs root and bin/orlop.
+# pool, a container on a volume of its own, a restart, a resize in use, a snapshot and the way back to it. Uses the
+# Docker daemon that runs here, or starts a private one. Needs root and bin/orlop.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -124,14 +124,24 @@ say "5. Grow the volume while the container uses it"
 show orlop resize "$name" --size 3G
 show docker exec "$name" df -h /data
 
-say "6. What uses a volume is known, and protected"
+say "6. Take a snapshot while the container runs, make a mistake, and go back"
+show orlop snapshot create "$name" --name good
+show docker exec "$name" sh -c 'echo "overboard" > /data/note'
+show docker stop -t 0 "$name"
+show orlop snapshot restore "$name@good" --discard-current
+show docker start "$name"
+show docker exec "$name" cat /data/note
+[[ $(run docker exec "$name" cat /data/note) == 'stored below the waterline' ]]
+show orlop snapshot delete "$name@good"
+
+say "7. What uses a volume is known, and protected"
 printf '  $ orlop delete %s\n' "$name"
 if "$orlop" delete "$name" 2>&1 | sed 's/^/    /'; then
 	echo "a volume in use was deleted" >&2
 	exit 1
 fi
 
-say "7. Tear everything down"
+say "8. Tear everything down"
 show docker rm --force "$name"
 show docker volume rm "$name"
 show orlop list

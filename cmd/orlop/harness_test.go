@@ -412,6 +412,7 @@ func (h *host) remove(t *testing.T) {
 	for _, dir := range append(closed, filepath.Join(h.root, "pool")) {
 		_ = fs.RemoveMountpoint(dir) // one with files in it is none; RemoveAll tells
 	}
+	_ = exec.Command("chattr", "-R", "-f", "-i", filepath.Join(h.root, "pool")).Run() // snapshots, where the root itself is the pool
 	if err := os.RemoveAll(h.dir); err != nil {
 		t.Error(err)
 	}
@@ -445,7 +446,7 @@ func daemonStacks() string {
 	buf = buf[:runtime.Stack(buf, true)]
 	var left []string
 	for _, stack := range strings.Split(string(buf), "\n\n") {
-		for _, code := range []string{"orlop/internal/volume.", "orlop/internal/docker.", "orlop/internal/control/server.", "orlop/metadata.", "orlop/blockdev/loop.", "orlop.serve(", "orlop.listenAndServe", "go.etcd.io/bbolt"} {
+		for _, code := range []string{"orlop/internal/volume.", "orlop/snapshot.", "orlop/internal/docker.", "orlop/internal/control/server.", "orlop/metadata.", "orlop/blockdev/loop.", "orlop.serve(", "orlop.listenAndServe", "go.etcd.io/bbolt"} {
 			if strings.Contains(stack, code) && !strings.Contains(stack, "daemonStacks") {
 				left = append(left, stack)
 				break

@@ -66,7 +66,7 @@ func startProcess(t *testing.T, argv ...string) *process {
 		defer close(p.ended)
 		_ = p.cmd.Wait() // how it ended, its output tells
 	}()
-	t.Cleanup(func() { p.stop(t, syscall.SIGKILL) })
+	t.Cleanup(func() { p.stop(t, syscall.SIGINT) })
 	return p
 }
 
@@ -114,17 +114,27 @@ func (d *database) command(name string, args ...string) []string {
 	return append([]string{filepath.Join(d.commands, name)}, args...)
 }
 
-// run runs one of PostgreSQL's commands and returns what it prints.
-func (d *database) run(t *testing.T, argv ...string) string {
+// try runs one of PostgreSQL's commands and returns what it prints.
+func (d *database) try(t *testing.T, argv ...string) (string, error) {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.SysProcAttr, cmd.Dir = asPostgres(t), "/"
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("%q: %v: %s", argv, err, &problems)
+		return "", fmt.Errorf("%q: %w: %s", argv, err, &problems)
 	}
-	return strings.TrimSpace(out.String())
+	return strings.TrimSpace(out.String()), nil
+}
+
+// run is try for what has to succeed.
+func (d *database) run(t *testing.T, argv ...string) string {
+	t.Helper()
+	out, err := d.try(t, argv...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // initialise makes the database with pgbench's tables.
@@ -150,7 +160,7 @@ func (d *database) start(t *testing.T) {
 		case <-deadline:
 			t.Fatalf("PostgreSQL does not answer:\n%s", &d.server.output)
 		case <-tick.C:
-			if exec.Command(ready[0], ready[1:]...).Run() == nil {
+			if _, err := d.try(t, ready...); err == nil {
 				return
 			}
 		}

@@ -254,3 +254,36 @@ func TestSnapshotNamesThatFitNoneOrSeveralListTheCandidates(t *testing.T) {
 		t.Errorf("%+v", all)
 	}
 }
+
+func TestDockerMakesClonesAndRemovesNoVolumeWithSnapshots(t *testing.T) {
+	h := startHost(t)
+	h.must(t, "create", "data", "--size", "16M", "--label", "of=data")
+	check(t, writeDurably(filepath.Join(h.must(t, "mount", "data"), "file"), []byte("then")))
+	h.must(t, "snapshot", "create", "data", "--name", "s")
+	h.wantWritable(t, "data")
+	h.docker(t, "Create", dockerRequest{Name: "copy", Opts: map[string]string{"from": "data@s", "label.by": "docker", "size": "32M"}})
+	path := h.docker(t, "Mount", dockerRequest{Name: "copy", ID: "container"}).Mountpoint
+	if got, err := os.ReadFile(filepath.Join(path, "file")); err != nil || string(got) != "then" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got := names(t, path); len(got) != 1 {
+		t.Errorf("the clone has %q", got)
+	}
+	if v := h.view(t, "copy"); v.Size != 32*mib || v.Labels["of"] != "data" || v.Labels["by"] != "docker" {
+		t.Errorf("%+v", v)
+	}
+	h.must(t, "umount", "data")
+	got, err := h.ask(t.Context(), "Remove", dockerRequest{Name: "data"})
+	if err != nil || !strings.Contains(got.Err, "has the snapshot s") {
+		t.Errorf("%+v, %v", got, err)
+	}
+	got, err = h.ask(t.Context(), "Create", dockerRequest{Name: "x", Opts: map[string]string{"from": "data@nope"}})
+	if err != nil || !strings.Contains(got.Err, "data@s") {
+		t.Errorf("%+v, %v", got, err)
+	}
+	h.must(t, "snapshot", "delete", "data@s")
+	h.docker(t, "Remove", dockerRequest{Name: "data"})
+	h.docker(t, "Unmount", dockerRequest{Name: "copy", ID: "container"})
+	h.must(t, "mount", "copy") // it outlives its origin
+	h.wantWritable(t, "copy")
+}

@@ -11,8 +11,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,8 +67,12 @@ func (w *recordWriter) write(stop <-chan struct{}) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ring.Close()) }()
-	var log *os.File
-	defer func() { err = errors.Join(err, log.Close()) }()
+	var log *os.File // nil only before the first record
+	defer func() {
+		if log != nil {
+			err = errors.Join(err, log.Close())
+		}
+	}()
 	for n := int64(0); ; n++ {
 		select {
 		case <-stop:
@@ -256,12 +262,22 @@ func (c *crew) advance(t *testing.T) {
 }
 
 func TestSnapshotsUnderSyncedWritesHoldWhatWasAcknowledgedAndNothingTorn(t *testing.T) {
-	for _, filesystem := range []string{"ext4", "xfs"} {
-		t.Run(filesystem, func(t *testing.T) {
+	for _, test := range []struct {
+		name, filesystem string
+		fragmented       bool // so that most is copied ahead, while it is written
+		snapshots        int
+	}{
+		{"ext4", "ext4", false, often(6, 100)}, {"xfs", "xfs", false, often(6, 100)}, {"ext4 in many extents", "ext4", true, often(3, 100)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			h := startHost(t, "--pool-size", "8G")
-			h.must(t, "create", "data", "--size", "512M", "--fs", filesystem)
-			c := startCrew(t, h.must(t, "mount", "data"))
-			for round := range often(6, 100) {
+			h.must(t, "create", "data", "--size", "512M", "--fs", test.filesystem)
+			dir := h.must(t, "mount", "data")
+			if test.fragmented {
+				h.fragment(t, "data", dir)
+			}
+			c := startCrew(t, dir)
+			for round := range test.snapshots {
 				acked := c.acked()
 				name := h.must(t, "snapshot", "create", "data")
 				begun := c.begun()
@@ -283,7 +299,7 @@ func TestSnapshotsUnderSyncedWritesHoldWhatWasAcknowledgedAndNothingTorn(t *test
 					t.Error(err)
 				}
 			}
-			t.Logf("%d snapshots under %d records", often(6, 100), sum(c.acked()))
+			t.Logf("%d snapshots under %d records", test.snapshots, sum(c.acked()))
 			for _, s := range h.snapshots(t, "data") {
 				if s.Consistency != "frozen" || s.State != "ready" {
 					t.Errorf("%+v", s)
@@ -297,6 +313,37 @@ func TestSnapshotsUnderSyncedWritesHoldWhatWasAcknowledgedAndNothingTorn(t *test
 			}
 		})
 	}
+}
+
+// fragment has the image of a mounted volume consist of thousands of extents: each block that is written while a
+// snapshot shares it goes elsewhere.
+func (h *host) fragment(t *testing.T, volume, dir string) {
+	t.Helper()
+	const block, blocks = 4096, 1 << 14
+	f, err := os.Create(filepath.Join(dir, "fragmented"))
+	check(t, err)
+	_, err = f.Write(bytes.Repeat([]byte("before"), block*blocks/6))
+	check(t, errors.Join(err, f.Sync()))
+	name := h.must(t, "snapshot", "create", volume)
+	for i := int64(0); i < blocks; i += 2 {
+		_, err := f.WriteAt(bytes.Repeat([]byte{'n'}, block), i*block)
+		check(t, err)
+	}
+	check(t, errors.Join(f.Sync(), f.Close()))
+	h.must(t, "snapshot", "delete", volume+"@"+name)
+	if n := extents(t, h.image(t, volume)); n < blocks/4 {
+		t.Fatalf("the image has %d extents only", n)
+	}
+}
+
+// extents returns how many extents a file has.
+func extents(t *testing.T, path string) (n int) {
+	t.Helper()
+	out, err := exec.Command("filefrag", path).Output()
+	check(t, err)
+	_, err = fmt.Sscanf(strings.TrimPrefix(string(out), path+": "), "%d extents", &n)
+	check(t, err)
+	return n
 }
 
 func sum(counts []int64) (total int64) {

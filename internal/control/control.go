@@ -151,7 +151,7 @@ func (c *Client) refusal(response *http.Response, body []byte) error {
 	return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
 }
 
-// Stream asks for a path below Prefix and calls fn with each line of the answer, JSON each. It fails as Get does, and
+// Stream asks for a path below Prefix and calls fn with each whole line of the answer, JSON each. It fails as Get does, and
 // with the error that the daemon met on the way, which is the last line then.
 func (c *Client) Stream(ctx context.Context, path string, query url.Values, fn func(line []byte) error) error {
 	response, err := c.send(ctx, http.MethodGet, path+"?"+query.Encode(), nil)
@@ -163,28 +163,26 @@ func (c *Client) Stream(ctx context.Context, path string, query url.Values, fn f
 		raw, _ := io.ReadAll(response.Body) // whatever came of it
 		return c.refusal(response, raw)
 	}
-	lines := bufio.NewScanner(response.Body)
-	ended := false
-	for lines.Scan() {
+	lines := bufio.NewReader(response.Body)
+	for {
+		line, err := lines.ReadBytes('\n')
+		switch {
+		case errors.Is(err, io.EOF): // before the empty line
+			return c.unreachable(io.ErrUnexpectedEOF)
+		case err != nil:
+			return c.unreachable(err)
+		}
+		if line = line[:len(line)-1]; len(line) == 0 {
+			return nil
+		}
 		var failure ErrorBody
-		switch line := lines.Bytes(); {
-		case len(line) == 0:
-			ended = true
-		case bytes.HasPrefix(line, []byte(`{"error"`)) && json.Unmarshal(line, &failure) == nil:
+		if bytes.HasPrefix(line, []byte(`{"error"`)) && json.Unmarshal(line, &failure) == nil {
 			return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
-		default:
-			if err := fn(line); err != nil {
-				return err
-			}
+		}
+		if err := fn(line); err != nil {
+			return err
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return c.unreachable(err)
-	}
-	if !ended {
-		return c.unreachable(io.ErrUnexpectedEOF)
-	}
-	return nil
 }
 
 func (c *Client) unreachable(err error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -51,10 +52,10 @@ func TestErrorsKeepTheirKindOnTheWay(t *testing.T) {
 }
 
 func TestQueriesAndRequestsArriveWhole(t *testing.T) {
-	yes := true
+	yes, command, none := true, `/bin/echo "a b"`, ""
 	sent := control.Request{
 		Name: "a b\n", AutoName: true, Options: []control.Setting{{Key: "size", Value: "1G"}, {Key: "label", Value: "a=b&c"}}, Mountpoint: "/m ü",
-		Size: "5G", Labels: []string{"k="}, Protect: &yes, Detach: true,
+		Size: "5G", Labels: []string{"k="}, Protect: &yes, Detach: true, Snapshots: true, Volumes: []string{"a", "b"}, Discard: true, PreSnapshot: &command, PostSnapshot: &none,
 	}
 	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
 		var got control.Request
@@ -110,5 +111,61 @@ func TestAnswersThatAreNoJSONAreErrors(t *testing.T) {
 		if err := client.Get(t.Context(), "/info", nil, &out); !fault.Is(err, fault.ErrFailed) {
 			t.Errorf("status %d, %q: %v", test.status, test.body, err)
 		}
+	}
+}
+
+func TestAStreamHandsOverEachLineAndTellsHowItEnded(t *testing.T) {
+	stop := errors.New("enough")
+	for _, test := range []struct {
+		name   string
+		status int
+		body   string
+		lines  int
+		kind   fault.Kind // empty: no error
+		says   string
+	}{
+		{"whole", http.StatusOK, "{\"offset\":1}\n{\"offset\":2}\n\n", 2, "", ""},
+		{"empty", http.StatusOK, "\n", 0, "", ""},
+		{"refused", http.StatusNotFound, `{"error":{"kind":"not_found","message":"snapshot \"s\": not found"}}`, 0, fault.ErrNotFound, `snapshot "s": not found`},
+		{"refused without a word", http.StatusBadGateway, "", 0, fault.ErrFailed, "502"},
+		{"failed on the way", http.StatusOK, "{\"offset\":1}\n{\"error\":{\"kind\":\"corrupt\",\"message\":\"image: damaged\"}}\n", 1, fault.ErrCorrupt, "image: damaged"},
+		{"cut off", http.StatusOK, "{\"offset\":1}\n", 1, fault.ErrUnreachable, "unexpected EOF"},
+		{"cut off at once", http.StatusOK, "", 0, fault.ErrUnreachable, "unexpected EOF"},
+		{"cut off in a line", http.StatusOK, "{\"offset\":1}\n{\"off", 1, fault.ErrUnreachable, "unexpected EOF"},
+	} {
+		client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != control.Prefix+"/snapshots/diff" || strings.Join(r.URL.Query()["name"], "|") != "a@ü|b" {
+				t.Errorf("arrived as %s", r.URL)
+			}
+			w.WriteHeader(test.status)
+			_, _ = w.Write([]byte(test.body)) // the client would notice
+		})
+		query := url.Values{"name": {"a@ü", "b"}}
+		lines := 0
+		err := client.Stream(t.Context(), "/snapshots/diff", query, func([]byte) error { lines++; return nil })
+		if lines != test.lines || (err != nil) != (test.kind != "") || err != nil && (!fault.Is(err, test.kind) || !strings.Contains(err.Error(), test.says)) {
+			t.Errorf("%s: %d lines and %v, want %d and %q %s", test.name, lines, err, test.lines, test.kind, test.says)
+		}
+		if test.lines == 0 {
+			continue
+		}
+		if err := client.Stream(t.Context(), "/snapshots/diff", query, func([]byte) error { return fmt.Errorf("line: %w", stop) }); !errors.Is(err, stop) {
+			t.Errorf("%s: the caller's error became %v", test.name, err)
+		}
+	}
+}
+
+func TestAStreamEndsWhenItIsInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	client := answering(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write([]byte("{}\n")) // the client would notice
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Error(err)
+		}
+		<-r.Context().Done()
+	})
+	err := client.Stream(ctx, "/snapshots/diff", nil, func([]byte) error { cancel(); return nil })
+	if !errors.Is(err, context.Canceled) || fault.Is(err, fault.ErrUnreachable) {
+		t.Errorf("%v", err)
 	}
 }

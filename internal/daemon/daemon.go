@@ -56,6 +56,7 @@ type Daemon struct {
 	defaultFS   string
 	pluginName  string
 	started     time.Time
+	asking      asking
 }
 
 // New returns a Daemon on c. It fails with fault.ErrInvalid if the defaults cannot be used for a volume.

@@ -33,8 +33,8 @@ const warnAbove = 0.80
 func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
-		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findUnknownDevices, d.findForeignFiles,
-		d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
+		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
+		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
 	} {
 		found, err := look(ctx)
 		if err != nil { // no reason to keep the rest to itself
@@ -108,9 +108,12 @@ func (d *Daemon) findUnknownDevices(ctx context.Context) (found []Finding, _ err
 		return nil, err
 	}
 	for _, u := range unknown {
-		name, was := u.Name, ", was volume "+u.Name
-		if name == "" {
-			name, was = "NAME", ""
+		name, was := u.Name, ", was "+u.Was
+		if taken, err := d.exists(name); !ValidName(name) || taken || err != nil {
+			name = "NAME"
+		}
+		if u.Was == "" {
+			was = ""
 		}
 		problem := fmt.Sprintf("unknown device in pool %s (%s%s)", u.Pool, Bytes(u.Size), was)
 		command := fmt.Sprintf("orlop device adopt %s %s, or orlop device delete %s", u.ID, name, u.ID)
@@ -135,8 +138,9 @@ func (d *Daemon) findForeignFiles(context.Context) (found []Finding, _ error) {
 			return nil, fmt.Errorf("look for foreign files: %w", err)
 		}
 		for _, entry := range entries {
-			name := strings.TrimSuffix(entry.Name(), ".tmp") // a record that is being replaced
-			id := strings.TrimSuffix(strings.TrimSuffix(name, ".img"), ".json")
+			name := strings.TrimSuffix(entry.Name(), ".tmp")                    // a record that is being replaced
+			id := strings.TrimSuffix(strings.TrimSuffix(name, ".part"), ".img") // .part: a copy that is being made
+			id = strings.TrimSuffix(id, ".json")
 			if _, err := blockdev.ParseID(id); err != nil || id == name {
 				path := filepath.Join(dir, entry.Name())
 				found = append(found, Finding{mild, "file " + path, "not one of orlop's", "mv " + path + " /somewhere/else"})
@@ -198,9 +202,14 @@ func (d *Daemon) findStrayLoops(ctx context.Context) (found []Finding, _ error) 
 		if deleted {
 			problem = "attached to a deleted image " + file
 		}
-		found = append(found, Finding{mild, "loop device " + device, problem, "grep -l \" " + device + " \" /proc/[0-9]*/mounts; losetup -d " + device})
+		found = append(found, Finding{mild, "loop device " + device, problem, whoHolds(device)})
 	}
 	return found, nil
+}
+
+// whoHolds is the command that shows which processes have a device mounted, and frees it.
+func whoHolds(device string) string {
+	return "grep -l \" " + device + " \" /proc/[0-9]*/mounts; losetup -d " + device
 }
 
 // unitFiles are where the service manager may have the daemon's unit.

@@ -92,12 +92,13 @@ func candidates(snapshots []metadata.Snapshot) string {
 // the snapshot's name, ID or the beginning of that alone, where only one has it.
 func findSnapshot(tx *metadata.Tx, ref string) (metadata.Snapshot, error) {
 	volumeRef, name, both := strings.Cut(ref, "@")
+	parts := []string{volumeRef, name}
 	if !both {
-		volumeRef, name = "", ref
+		name, parts = ref, []string{ref}
 	}
-	for _, part := range []string{volumeRef, name} {
-		if (both || part != "") && !ValidName(part) {
-			return metadata.Snapshot{}, fault.Errorf(fault.ErrInvalid, "snapshot %q: must be volume@snapshot or a snapshot's name or ID", ref)
+	for _, part := range parts {
+		if !ValidName(part) {
+			return metadata.Snapshot{}, fault.Errorf(fault.ErrInvalid, "snapshot %q: must be volume@snapshot or a snapshot's name or ID: names are %s", ref, nameHelp)
 		}
 	}
 	var owner string

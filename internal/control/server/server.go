@@ -149,7 +149,8 @@ func stream(w http.ResponseWriter, do func(line func(any) error) error) {
 	case err != nil && !begun:
 		answer(w)(nil, err)
 	case err != nil:
-		_ = encoder.Encode(control.NewErrorBody(err)) // a client that is gone cannot be told
+		w.Header().Set(fault.Header, string(fault.KindOf(err))) // too late for the client, not for the metrics
+		_ = encoder.Encode(control.NewErrorBody(err))           // a client that is gone cannot be told
 	default:
 		_, _ = w.Write([]byte("\n"))
 	}

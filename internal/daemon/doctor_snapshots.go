@@ -1,0 +1,269 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/blockdev"
+	"orlop/fs"
+	"orlop/internal/volume"
+	"orlop/metadata"
+)
+
+// findSnapshotTrouble looks for snapshots whose devices are gone or damaged, and for what is not finished.
+func (d *Daemon) findSnapshotTrouble(ctx context.Context) (found []Finding, _ error) {
+	var snapshots []metadata.Snapshot
+	err := d.store.View(func(tx *metadata.Tx) (err error) {
+		snapshots, err = tx.Snapshots("")
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range snapshots {
+		pool, err := d.volumes.Pool(s.Volume)
+		if err != nil {
+			continue // its pool's trouble, and told as that
+		}
+		title := s.Volume.Name + "@" + s.Name
+		remove := "orlop snapshot delete " + title
+		switch view := d.snapshotView(ctx, s); s.State {
+		case metadata.Removing:
+			found = append(found, Finding{mild, "snapshot " + title, "its deletion is not finished; it is tried again each minute", remove})
+		case metadata.Keeping:
+			if _, err := pool.Stat(ctx, blockdev.ID(s.Device)); err != nil {
+				found = append(found, Finding{severe, "snapshot " + title, "what a rollback replaced cannot be kept: " + err.Error(), remove})
+			}
+		case metadata.Ready:
+			if view.Problem != "" {
+				found = append(found, Finding{severe, "snapshot " + title, "cannot be used: " + view.Problem, remove})
+			}
+		}
+	}
+	return found, nil
+}
+
+// findAbandonedDevices looks for devices of rollbacks that are to be removed and are still there.
+func (d *Daemon) findAbandonedDevices(ctx context.Context) (found []Finding, _ error) {
+	devices, err := d.snapshots.Abandoned()
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		pool, ok := d.poolNamed(device.Pool)
+		if !ok || pool.Missing != nil {
+			continue // its pool's trouble
+		}
+		problem, command := abandoned[device.Kind]+" is not removed; it is tried again each minute", "journalctl -u orlop -g "+device.ID
+		if info, err := pool.Pool.Pool.Stat(ctx, blockdev.ID(device.ID)); err == nil && info.Path != "" {
+			problem += ": something uses " + info.Path
+			command = whoHolds(info.Path)
+		}
+		found = append(found, Finding{mild, "device " + device.ID, problem, command})
+	}
+	return found, nil
+}
+
+// abandoned says by its kind what an abandoned device is.
+var abandoned = map[string]string{
+	metadata.KindTrash: "what a rollback replaced", metadata.KindIncoming: "a copy for a rollback that did not happen",
+}
+
+func (d *Daemon) poolNamed(name string) (Pool, bool) {
+	i := slices.IndexFunc(d.pools, func(p Pool) bool { return p.Name == name })
+	if i < 0 {
+		return Pool{}, false
+	}
+	return d.pools[i], true
+}
+
+// manyExtents is the number of pieces of an image above which copies of it take seconds.
+const manyExtents = 200_000
+
+// findFragmented looks for volumes whose images are in very many pieces, which random writes after a snapshot make: the
+// time that a snapshot takes goes by their number.
+func (d *Daemon) findFragmented(context.Context) (found []Finding, _ error) {
+	var volumes []metadata.Volume
+	err := d.store.View(func(tx *metadata.Tx) (err error) {
+		volumes, err = tx.Volumes()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range volumes {
+		pool, ok := d.poolNamed(v.Pool)
+		if !ok || pool.Dir == "" || v.State != metadata.Ready {
+			continue
+		}
+		n, err := extents(filepath.Join(pool.Dir, "images", v.Device+".img"))
+		if err != nil {
+			continue // its volume's trouble, and told as that
+		}
+		if n > manyExtents {
+			found = append(found, Finding{
+				mild, "volume " + v.Name, fmt.Sprintf("its image is in %d pieces: snapshots and copies of it take seconds", n),
+				fmt.Sprintf(`orlop create NEW --size %d --fs %s, then, while nothing uses it, cp -a "$(orlop mount %s)/." "$(orlop mount NEW)"`, v.Size, v.Filesystem, v.Name),
+			})
+		}
+	}
+	return found, nil
+}
+
+// fsGetXattr is FS_IOC_FSGETXATTR of the kernel's include/uapi/linux/fs.h.
+const fsGetXattr = 0x801c581f
+
+// extents returns how many pieces the content of a file is in, where its filesystem knows without counting, as XFS does,
+// and 0 elsewhere.
+func extents(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var attr struct { // struct fsxattr
+		xflags, extsize, nextents, projid, cowextsize uint32
+		_                                             [8]byte
+	}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsGetXattr, uintptr(unsafe.Pointer(&attr)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int64(attr.nextents), nil
+}
+
+// findFrozen looks for frozen volumes: those that a freeze of ours has left so, and those that somebody else has frozen.
+func (d *Daemon) findFrozen(ctx context.Context) (found []Finding, _ error) {
+	frozen, err := d.frozenVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	freezes, err := d.volumes.Freezes()
+	if err != nil {
+		return nil, err
+	}
+	announced := map[string]bool{}
+	for _, f := range freezes {
+		announced[f.Volume] = true
+		if finding, wrong := d.judge(f); wrong {
+			found = append(found, finding)
+		}
+	}
+	for _, v := range frozen {
+		// Frozen before that look and after it, and not announced in between: no freeze of ours was.
+		if !announced[v.ID] && d.asking.isFrozen(ctx, v) {
+			found = append(found, Finding{
+				severe, "volume " + v.Name, "somebody else has frozen its filesystem: its writers wait, and no snapshot of it can be taken",
+				"fsfreeze --unfreeze " + v.Mountpoint,
+			})
+		}
+	}
+	return found, nil
+}
+
+// judge tells what is wrong about an announced freeze, if anything is.
+func (d *Daemon) judge(f volume.Freeze) (_ Finding, wrong bool) {
+	subject := "volume " + f.Volume
+	_ = d.store.View(func(tx *metadata.Tx) error { // one that cannot be read shows by its ID
+		if v, err := tx.Volume(f.Volume); err == nil {
+			subject = "volume " + v.Name
+		}
+		return nil
+	})
+	switch {
+	case f.Stalled:
+		return Finding{severe, subject, "its writers wait, for a minute at most, because the host filesystem is full", "df " + d.root + ", then delete there what is not needed"}, true
+	case f.UnderWay:
+		return Finding{}, false
+	case f.Mountpoint == "":
+		return Finding{severe, subject, "a freeze of it was announced and not ended: no snapshot of it can be taken", "systemctl restart orlop"}, true
+	}
+	return Finding{
+		severe, subject, "a freeze of it was not ended: its writers wait, and no snapshot of it can be taken",
+		"fsfreeze --unfreeze " + f.Mountpoint + "; systemctl restart orlop",
+	}, true
+}
+
+// frozenVolumes returns the mounted volumes whose filesystems are frozen, by whomever.
+func (d *Daemon) frozenVolumes(ctx context.Context) (frozen []View, _ error) {
+	views, err := d.List(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	views = slices.DeleteFunc(views, func(v View) bool { return !v.Mounted || v.ReadOnly })
+	is := make([]bool, len(views))
+	var all sync.WaitGroup
+	for i, v := range views {
+		all.Go(func() { is[i] = d.asking.isFrozen(ctx, v) })
+	}
+	all.Wait()
+	for i, v := range views {
+		if is[i] {
+			frozen = append(frozen, v)
+		}
+	}
+	return frozen, nil
+}
+
+// askLimit is how long doctor waits for a filesystem, which may just be written out, to tell whether it is frozen.
+const askLimit = 2 * time.Second
+
+// asking counts, by mount point, the questions to which an answer is still outstanding although nobody waits for it any
+// more. Such a filesystem is not asked again.
+type asking struct {
+	mu      sync.Mutex
+	overdue map[string]int
+}
+
+// isFrozen tells whether the filesystem of a mounted volume is frozen. One that does not answer in time, or cannot be
+// asked, does not count as frozen.
+func (a *asking) isFrozen(ctx context.Context, v View) bool {
+	kind, err := fs.Lookup(v.Filesystem)
+	if err != nil || a.isOverdue(v.Mountpoint) {
+		return false
+	}
+	answer, over := make(chan bool), make(chan struct{})
+	go func() { // it ends with the system call, which nothing can cut short
+		frozen, err := kind.Frozen(v.Mountpoint)
+		select {
+		case answer <- err == nil && frozen:
+		case <-over:
+			a.count(v.Mountpoint, -1)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	select {
+	case frozen := <-answer:
+		return frozen
+	case <-ctx.Done():
+		a.count(v.Mountpoint, 1)
+		close(over)
+		return false
+	}
+}
+
+func (a *asking) isOverdue(mountpoint string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.overdue[mountpoint] > 0
+}
+
+func (a *asking) count(mountpoint string, more int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.overdue == nil {
+		a.overdue = map[string]int{}
+	}
+	if a.overdue[mountpoint] += more; a.overdue[mountpoint] == 0 {
+		delete(a.overdue, mountpoint)
+	}
+}
