@@ -73,7 +73,7 @@ func (t Type) CheckMountOption(option string) error {
 
 // Mount mounts the filesystem on device at dir: nosuid, nodev and discard unless the options say otherwise. It fails
 // with fault.ErrCorrupt if there is no such filesystem or it is damaged, and with fault.ErrInvalid if the kernel does not
-// take the options.
+// take the options. An XFS whose device fails gets errors after some seconds, instead of none for ever.
 func (t Type) Mount(device, dir string, options []string) error {
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	discard, data := "discard", []string{}
@@ -90,6 +90,9 @@ func (t Type) Mount(device, dir string, options []string) error {
 	given := slices.Clone(data)
 	data = append(data, t.data, discard)
 	err := mount(device, dir, t.Name, flags, strings.Join(data, ","))
+	if err == nil && t.Name == "xfs" {
+		limitRetries(device)
+	}
 	if errors.Is(err, unix.EINVAL) && len(given) > 0 && t.looksSound(device) {
 		return fault.Errorf(fault.ErrInvalid, "%w: its superblock is sound, so that the kernel may not take mount option %s", err, strings.Join(given, ", "))
 	}

@@ -22,14 +22,16 @@ import (
 	"orlop/internal/docker"
 	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
 )
 
 // A plugin is the protocol on a real daemon whose pool is in memory: everything but mounting works.
 type plugin struct {
-	store *metadata.Store
-	pool  *blockdevtest.Memory
-	root  string
-	url   string
+	store     *metadata.Store
+	pool      *blockdevtest.Memory
+	snapshots *snapshot.Manager
+	root      string
+	url       string
 }
 
 const poolUUID = "7c2d3a50-6f0e-4c53-9a53-0d7a6f1d2a11"
@@ -54,8 +56,9 @@ func newPlugin(t *testing.T) *plugin {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.snapshots = snapshot.New(snapshot.Config{Store: store, Volumes: volumes, Log: log})
 	d, err := daemon.New(daemon.Config{
-		Version: "test", Root: p.root, Store: store, Volumes: volumes, PluginName: "orlop",
+		Version: "test", Root: p.root, Store: store, Volumes: volumes, Snapshots: p.snapshots, PluginName: "orlop",
 		Pools: []daemon.Pool{{Pool: pool, Kind: "loop", Spec: "loop", BlockSize: 4096}}, DefaultSize: 1 << 30, DefaultFS: "ext4",
 	})
 	if err != nil {
@@ -135,8 +138,9 @@ func (p *plugin) records(t *testing.T) string {
 		volumes, err := tx.Volumes()
 		devices, deviceErr := tx.Devices()
 		holders, holderErr := tx.Holders("")
-		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%d", volumes, devices, holders, tx.Epoch())
-		return errors.Join(err, deviceErr, holderErr)
+		snapshots, snapshotErr := tx.Snapshots("")
+		fmt.Fprintf(&b, "%+v\n%+v\n%+v\n%+v\n%d", volumes, devices, holders, snapshots, tx.Epoch())
+		return errors.Join(err, deviceErr, holderErr, snapshotErr)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -369,5 +373,63 @@ func TestContentTypeDoesNotMatter(t *testing.T) {
 		if response.StatusCode != http.StatusOK {
 			t.Errorf("Content-Type %q: %s", contentType, response.Status)
 		}
+	}
+}
+
+// take takes a snapshot of a volume.
+func (p *plugin) take(t *testing.T, v metadata.Volume, spec snapshot.Spec) {
+	t.Helper()
+	if _, err := p.snapshots.Create(t.Context(), []string{v.ID}, spec); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSnapshotsShowInStatusAndTheUsersKeepTheirVolume: "docker volume rm" takes none along but managed ones.
+func TestSnapshotsShowInStatusAndTheUsersKeepTheirVolume(t *testing.T) {
+	p := newPlugin(t)
+	for _, test := range []struct {
+		name           string
+		users, managed int
+	}{{"none", 0, 0}, {"mine", 1, 0}, {"both", 2, 1}, {"managed", 0, 2}} {
+		v := p.put(t, test.name, metadata.Ready, true)
+		for i := range test.users {
+			p.take(t, v, snapshot.Spec{Name: fmt.Sprintf("mine-%d", i)})
+		}
+		for i := range test.managed {
+			p.take(t, v, snapshot.Spec{Name: fmt.Sprintf("base-%d", i), Managed: true})
+		}
+		body := `{"Name":"` + test.name + `"}`
+		if got := p.post(t, "VolumeDriver.Get", body); got.Volume.Status["snapshots"] != float64(test.users+test.managed) {
+			t.Errorf("%s: %s", test.name, got.raw)
+		}
+		before := p.records(t)
+		got := p.post(t, "VolumeDriver.Remove", body)
+		if test.users == 0 {
+			if after := p.records(t); got.status != http.StatusOK || strings.Contains(after, v.ID) {
+				t.Errorf("%s: %s: left %s", test.name, got.raw, after)
+			}
+			continue
+		}
+		if !strings.Contains(got.Err, "mine-0") || strings.Contains(got.Err, "base-0") || p.records(t) != before {
+			t.Errorf("%s: %s: records before\n%s\nand after\n%s", test.name, got.raw, before, p.records(t))
+		}
+	}
+}
+
+func TestCopiesThatCannotBeMadeLeaveNothing(t *testing.T) {
+	p := newPlugin(t)
+	v := p.put(t, "db", metadata.Ready, true)
+	p.take(t, v, snapshot.Spec{Name: "s"})
+	before := p.records(t)
+	for options, says := range map[string]string{
+		`{"from":"nope"}`: `\"nope\"`, `{"from":"db@nope"}`: "db@s", `{"from":""}`: "not allowed", `{"from":"db@s","size":"8M"}`: "16777216", `{"from":"db","fs":"xfs"}`: "ext4",
+		`{"from":"db@s","pool":"x"}`: "loop", `{"from":"db@s","driver":"lvm"}`: "lvm", `{"from":"db","pre-snapshot":"true"}`: "not for docker",
+	} {
+		if got := p.post(t, "VolumeDriver.Create", `{"Name":"new","Opts":`+options+`}`); got.status != http.StatusInternalServerError || !strings.Contains(got.raw, says) {
+			t.Errorf("%s: %s, want a word of %s", options, got.raw, says)
+		}
+	}
+	if after := p.records(t); after != before {
+		t.Errorf("the metadata changed from\n%s\nto\n%s", before, after)
 	}
 }

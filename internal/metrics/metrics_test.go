@@ -1,9 +1,12 @@
 package metrics_test
 
 import (
+	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +22,7 @@ import (
 	"orlop/internal/metrics"
 	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
 )
 
 // A house is a daemon with a pool in memory, and both front doors under observation.
@@ -50,8 +54,9 @@ func newHouse(t *testing.T) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
+	snapshots := snapshot.New(snapshot.Config{Store: store, Volumes: volumes, Log: log})
 	d, err := daemon.New(daemon.Config{
-		Version: "1.2.3", Root: root, Store: store, Volumes: volumes, DefaultSize: 1 << 30, DefaultFS: "ext4", PluginName: "orlop",
+		Version: "1.2.3", Root: root, Store: store, Volumes: volumes, Snapshots: snapshots, DefaultSize: 1 << 30, DefaultFS: "ext4", PluginName: "orlop",
 		Pools: []daemon.Pool{{Pool: pool, Kind: "loop", Spec: "loop", BlockSize: 4096}},
 	})
 	if err != nil {
@@ -80,6 +85,9 @@ func (h *house) put(t *testing.T, name string, state metadata.State, missing boo
 	}
 	err := h.store.Update(t.Context(), func(tx *metadata.Tx) error {
 		if err := tx.PutVolume(v); err != nil {
+			return err
+		}
+		if err := tx.PutDevice(metadata.Device{ID: v.Device, Pool: v.Pool, Kind: metadata.KindVolume, Size: size}); err != nil {
 			return err
 		}
 		for _, holder := range holders {
@@ -149,6 +157,98 @@ func TestScrapeShowsVolumesOfEachPoolAndState(t *testing.T) {
 	if text := strings.Join(h.scrape(t), "\n"); !strings.Contains(text, `orlop_pool_free_bytes{layer="host",pool="fast"} `) ||
 		!strings.Contains(text, `orlop_build_info{goversion="go`) || !strings.Contains(text, "process_resident_memory_bytes ") || !strings.Contains(text, "go_goroutines ") {
 		t.Errorf("a scrape lacks the host's space, the build, the process or the runtime:\n%s", text)
+	}
+}
+
+func TestScrapeShowsSnapshotsOfEachPoolAndWhatWasAskedAboutThem(t *testing.T) {
+	h := newHouse(t)
+	h.wantLines(t, `orlop_snapshots{pool="fast",state="ready"} 0`, `orlop_snapshots{pool="fast",state="degraded"} 0`, `orlop_snapshots_used_bytes{pool="fast"} 0`)
+	h.put(t, "data", metadata.Ready, false)
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/create", `{"volumes":["data"],"name":"s"}`)
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/create", `{"volumes":["data"],"name":"s"}`)
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/create", `{"volumes":["data"],"name":"lost"}`)
+	h.ask(t, h.control, http.MethodGet, "/v1/snapshots", "")
+	h.ask(t, h.control, http.MethodGet, "/v1/snapshots/inspect?name=s", "")
+	h.ask(t, h.control, http.MethodGet, "/v1/snapshots/diff?name=s&name=nope", "")
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/restore", `{"name":"data@s","discard":true}`)
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/delete", `{"name":"nope"}`)
+	h.loseSnapshot(t, "lost")
+	h.wantLines(t,
+		`orlop_snapshots{pool="fast",state="ready"} 1`,
+		`orlop_snapshots{pool="fast",state="degraded"} 1`,
+		`orlop_operations_total{operation="snapshots"} 1`,
+		`orlop_operations_total{operation="snapshots/create"} 3`,
+		`orlop_operation_errors_total{kind="exists",operation="snapshots/create"} 1`,
+		`orlop_operation_duration_seconds_count{operation="snapshots/create"} 3`,
+		`orlop_operations_total{operation="snapshots/inspect"} 1`,
+		`orlop_operation_errors_total{kind="not_found",operation="snapshots/diff"} 1`,
+		`orlop_operations_total{operation="snapshots/restore"} 1`,
+		`orlop_operation_errors_total{kind="not_found",operation="snapshots/delete"} 1`,
+	)
+}
+
+// TestAnErrorInTheMiddleOfAStreamIsCounted: its status was sent long before.
+func TestAnErrorInTheMiddleOfAStreamIsCounted(t *testing.T) {
+	h := newHouse(t)
+	h.put(t, "data", metadata.Ready, false)
+	h.write(t, "data")
+	h.ask(t, h.control, http.MethodPost, "/v1/snapshots/create", `{"volumes":["data"],"name":"s"}`)
+	w := &torn{ResponseRecorder: httptest.NewRecorder()}
+	h.control.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/snapshots/diff?name=s", nil))
+	h.wantLines(t, `orlop_operation_errors_total{kind="failed",operation="snapshots/diff"} 1`)
+}
+
+// A torn answer takes its first byte and no more.
+type torn struct {
+	*httptest.ResponseRecorder
+}
+
+func (w *torn) Write(p []byte) (int, error) {
+	if w.Body.Len() > 0 {
+		return 0, errors.New("the client is gone")
+	}
+	_ = w.Body.WriteByte(p[0]) // never fails
+	return 1, io.ErrShortWrite
+}
+
+// loseSnapshot removes a snapshot's device.
+func (h *house) loseSnapshot(t *testing.T, name string) {
+	t.Helper()
+	var device string
+	err := h.store.View(func(tx *metadata.Tx) error {
+		all, err := tx.Snapshots("")
+		for _, s := range all {
+			if s.Name == name {
+				device = s.Device
+			}
+		}
+		return err
+	})
+	if err == nil {
+		err = h.pool.Remove(t.Context(), blockdev.ID(device))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// write writes to a volume's device.
+func (h *house) write(t *testing.T, name string) {
+	t.Helper()
+	var v metadata.Volume
+	err := h.store.View(func(tx *metadata.Tx) (err error) {
+		v, err = tx.VolumeNamed(name)
+		return err
+	})
+	var path string
+	if err == nil {
+		path, err = h.pool.Activate(t.Context(), blockdev.ID(v.Device), blockdev.ReadWrite)
+	}
+	if err == nil {
+		err = errors.Join(os.WriteFile(path, []byte("data"), 0o600), os.Truncate(path, v.Size), h.pool.Deactivate(t.Context(), blockdev.ID(v.Device)))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

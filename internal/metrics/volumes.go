@@ -4,12 +4,16 @@ import (
 	"context"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"orlop/internal/daemon"
 )
 
 var (
 	volumes    = describe("orlop_volumes", "Volumes by what \"orlop list\" shows as their state.", "pool", "state")
 	size       = describe("orlop_volume_size_bytes", "Size of a volume.", "volume", "pool")
 	used       = describe("orlop_volume_used_bytes", "Bytes that the pool has allocated for a volume.", "volume", "pool")
+	snapshots  = describe("orlop_snapshots", "Snapshots by what \"orlop snapshot list\" shows as their state.", "pool", "state")
+	shared     = describe("orlop_snapshots_used_bytes", "Bytes that the pool has allocated for snapshots, those that they share with others included.", "pool")
 	mounted    = describe("orlop_mounted_volumes", "Volumes that are mounted.")
 	kept       = describe("orlop_kept_volumes", "Volumes mounted without a holder because something uses them still.")
 	holders    = describe("orlop_holders", "Mounts of volumes that were asked for and not let go.", "kind")
@@ -17,14 +21,14 @@ var (
 	layerFree  = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
 	readErrors = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
 
-	descriptions = []*prometheus.Desc{volumes, size, used, mounted, kept, holders, layerSize, layerFree, readErrors}
+	descriptions = []*prometheus.Desc{volumes, size, used, snapshots, shared, mounted, kept, holders, layerSize, layerFree, readErrors}
 )
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// usualStates are shown of every pool even with no volume in them, so that an alert has a series to look at.
+// usualStates are shown of every pool even with nothing in them, so that an alert has a series to look at.
 var usualStates = []string{"ready", "degraded"}
 
 // collect reads volumes from one view of the metadata, and the space below them.
@@ -54,13 +58,8 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 	if err != nil {
 		return err
 	}
-	type poolState struct{ pool, state string }
-	states := map[poolState]int{}
-	for _, pool := range m.daemon.Pools() {
-		for _, state := range usualStates {
-			states[poolState{pool, state}] = 0
-		}
-	}
+	states := m.states()
+	m.collectSnapshots(views, send)
 	kinds := map[string]int{"docker": 0, "user": 0}
 	nMounted, nKept := 0, 0
 	for _, v := range views {
@@ -86,4 +85,38 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 	send(mounted, float64(nMounted))
 	send(kept, float64(nKept))
 	return nil
+}
+
+// poolState is what volumes and snapshots are counted by.
+type poolState struct{ pool, state string }
+
+// states returns counts of nothing, in every pool and usual state.
+func (m *Metrics) states() map[poolState]int {
+	states := map[poolState]int{}
+	for _, pool := range m.daemon.Pools() {
+		for _, state := range usualStates {
+			states[poolState{pool, state}] = 0
+		}
+	}
+	return states
+}
+
+// collectSnapshots counts the volumes' snapshots, which are in their volumes' pools.
+func (m *Metrics) collectSnapshots(views []daemon.View, send func(*prometheus.Desc, float64, ...string)) {
+	states, bytes := m.states(), map[string]int64{}
+	for _, pool := range m.daemon.Pools() {
+		bytes[pool] = 0
+	}
+	for _, v := range views {
+		for _, s := range v.Snapshots {
+			states[poolState{v.Pool, s.State}]++
+			bytes[v.Pool] += s.Used
+		}
+	}
+	for key, n := range states {
+		send(snapshots, float64(n), key.pool, key.state)
+	}
+	for pool, n := range bytes {
+		send(shared, float64(n), pool)
+	}
 }
