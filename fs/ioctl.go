@@ -32,6 +32,10 @@ func ioctl(path string, request uint, arg unsafe.Pointer) error {
 		return err
 	}
 	defer f.Close()
+	return ioctlFile(f, request, arg)
+}
+
+func ioctlFile(f *os.File, request uint, arg unsafe.Pointer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg)); errno != 0 {
 		return errno
 	}
@@ -71,16 +75,45 @@ func Sync(dir string) error {
 // Freeze writes out what the filesystem mounted at dir has in memory and stalls everyone who writes to it until
 // Thaw. It fails with fault.ErrInUse if it is frozen already: that is somebody else's freeze.
 func Freeze(dir string) error {
+	f, err := FreezeHeld(dir)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// A Held freeze keeps a directory of the frozen filesystem open to thaw it by: one that shut down because its disk
+// failed lets nobody open anything, and would stay frozen, and its writers waiting.
+type Held struct {
+	dir *os.File
+}
+
+// FreezeHeld is Freeze, to be ended by Thaw and Close of what it returns. Until Close the filesystem cannot be unmounted.
+func FreezeHeld(dir string) (*Held, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("freeze %s: %w", dir, err)
+	}
 	var arg uint32
-	err := ioctl(dir, fifreeze, unsafe.Pointer(&arg))
+	err = ioctlFile(f, fifreeze, unsafe.Pointer(&arg))
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fault.Errorf(fault.ErrInUse, "freeze %s: it is frozen already", dir)
+		err = fault.Errorf(fault.ErrInUse, "freeze %s: it is frozen already", dir)
 	case err != nil:
-		return fmt.Errorf("freeze %s: %w", dir, err)
+		err = fmt.Errorf("freeze %s: %w", dir, err)
 	}
-	return nil
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return nil, err
+	}
+	return &Held{f}, nil
 }
+
+// Thaw ends the freeze; if it has ended already that is no error.
+func (h *Held) Thaw() error { return thaw(h.dir) }
+
+// Close lets go of the filesystem, frozen or not.
+func (h *Held) Close() error { return h.dir.Close() }
 
 // Space returns how many bytes the filesystem that holds dir has, and how many are left, as df(1) counts: what is
 // kept for root is neither used nor free.
@@ -94,9 +127,17 @@ func Space(dir string) (size, free int64, err error) {
 
 // Thaw ends a freeze of the filesystem mounted at dir; one that is not frozen is no error.
 func Thaw(dir string) error {
-	var arg uint32
-	if err := ioctl(dir, fithaw, unsafe.Pointer(&arg)); err != nil && !errors.Is(err, unix.EINVAL) {
+	f, err := os.Open(dir)
+	if err != nil {
 		return fmt.Errorf("thaw %s: %w", dir, err)
+	}
+	return errors.Join(thaw(f), f.Close())
+}
+
+func thaw(dir *os.File) error {
+	var arg uint32
+	if err := ioctlFile(dir, fithaw, unsafe.Pointer(&arg)); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("thaw %s: %w", dir.Name(), err)
 	}
 	return nil
 }
@@ -123,7 +164,7 @@ func (t Type) Frozen(dir string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("is %s frozen: %w", dir, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written
 	if option[1] == "" {
 		err = unix.FsconfigSetFlag(fd, option[0])
 	} else {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
@@ -90,7 +91,7 @@ func (c *cli) app() *urfave.App {
 			c.daemonCommand(), c.shutdownCommand(), c.infoCommand(),
 			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
 			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
-			c.snapshotCommand(), c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
+			c.snapshotCommand(), c.keyCommand(), c.backupCommand(), c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
 		},
 	}
 	app.Commands = append(app.Commands, c.completionCommand(app))
@@ -121,11 +122,23 @@ func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
 	args := ctx.Args().Slice()
 	switch {
 	case len(args) < least:
-		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s", ctx.Command.Name, ctx.Command.Name, ctx.Command.ArgsUsage)
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
 	case most >= 0 && len(args) > most:
-		return nil, fault.Errorf(fault.ErrInvalid, "%s: surplus argument %q: orlop %s %s", ctx.Command.Name, args[most], ctx.Command.Name, ctx.Command.ArgsUsage)
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: surplus argument %q: orlop %s %s", commandPath(ctx), args[most], commandPath(ctx), ctx.Command.ArgsUsage)
 	}
 	return args, nil
+}
+
+// commandPath is the whole name of a command, as in "snapshot delete": "delete" alone is another one.
+func commandPath(ctx *urfave.Context) string {
+	var words []string
+	for _, level := range ctx.Lineage() {
+		if level.Command != nil && level.Command.Name != "" && level.Command.Name != ctx.App.Name {
+			words = append(words, level.Command.Name)
+		}
+	}
+	slices.Reverse(words)
+	return strings.Join(words, " ")
 }
 
 // print writes a line, or with --json whatever of the answer stands behind it.

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -289,7 +290,8 @@ func TestBadInputIsRefusedAtEveryDoorAndChangesNothing(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(h.dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	inputs := append(append(badNameInputs(), badOptionInputs()...), otherBadInputs(h)...)
+	makeSnapshots(t, h)
+	inputs := slices.Concat(badNameInputs(), badOptionInputs(), otherBadInputs(h), badReferenceInputs(), badSnapshotInputs(), badCopyInputs(), badHookInputs())
 	before := h.state(t)
 	doors := map[string]int{}
 	for _, input := range inputs {
@@ -311,6 +313,7 @@ func TestBadInputIsRefusedAtEveryDoorAndChangesNothing(t *testing.T) {
 			before = h.state(t)
 		}
 	}
+	h.wantWritable(t, "used") // not frozen
 	t.Logf("%d inputs: %v", len(inputs), doors)
 	for door, count := range doors {
 		if count < 60 {
@@ -346,7 +349,7 @@ func throughCLI(t *testing.T, h *host, input badInput) {
 // wantedStatus is the HTTP status of each kind that a request can bring about.
 var wantedStatus = map[fault.Kind]int{
 	fault.ErrInvalid: http.StatusBadRequest, fault.ErrNotFound: http.StatusNotFound, fault.ErrExists: http.StatusConflict, fault.ErrInUse: http.StatusConflict,
-	fault.ErrProtected: http.StatusConflict,
+	fault.ErrProtected: http.StatusConflict, fault.ErrUnsupported: http.StatusNotImplemented,
 }
 
 func throughAPI(t *testing.T, h *host, input badInput) {
@@ -387,8 +390,14 @@ func TestRequestsThatAreNoRequestsChangeNothing(t *testing.T) {
 				t.Errorf("%s %.60q: status %d, %+v (%v)", verb, body, status, failure, err)
 			}
 		}
+		for _, verb := range []string{"create", "delete", "restore"} {
+			status, failure, err := h.api(t.Context(), http.MethodPost, "/snapshots/"+verb, body)
+			if err != nil || status != http.StatusBadRequest || failure.Error.Kind != fault.ErrInvalid {
+				t.Errorf("snapshots %s %.60q: status %d, %+v (%v)", verb, body, status, failure, err)
+			}
+		}
 	}
-	for _, path := range []string{"/", "/volumes/frobnicate", "/volumes/create/x", "/volume", "/volumes/"} {
+	for _, path := range []string{"/", "/volumes/frobnicate", "/volumes/create/x", "/volume", "/volumes/", "/snapshots/frobnicate", "/snapshots/"} {
 		if status, failure, err := h.api(t.Context(), http.MethodGet, path, ""); err != nil || status != http.StatusNotFound || failure.Error.Kind != fault.ErrNotFound {
 			t.Errorf("%s: status %d, %+v (%v)", path, status, failure, err)
 		}

@@ -102,6 +102,10 @@ var withoutDaemon = [][]string{
 	{"list"}, {"ls"}, {"list", "--filter", "label=k"}, {"inspect", "v"}, {"inspect", "v", "w"}, {"delete", "v"}, {"rm", "v", "w"},
 	{"mount", "v"}, {"mount", "v", "--mountpoint", "/mnt"}, {"umount", "v"}, {"unmount", "v"}, {"resize", "v", "--size", "1G"},
 	{"trim"}, {"trim", "v"},
+	{"snapshot", "create", "v"}, {"snapshot", "create", "v", "w", "--name", "s", "--label", "k=v"}, {"snapshot", "list"}, {"snapshot", "ls", "v"},
+	{"snapshot", "inspect", "s"}, {"snapshot", "inspect", "v@s", "t"}, {"snapshot", "delete", "s", "t"}, {"snapshot", "rm", "s"},
+	{"snapshot", "restore", "s"}, {"snapshot", "restore", "s", "--discard-current"}, {"snapshot", "diff", "s"}, {"snapshot", "diff", "s", "t"},
+	{"create", "v", "--from", "w@s"}, {"delete", "v", "--snapshots"}, {"set", "v", "--pre-snapshot", "true"},
 }
 
 func TestCommandsWithoutDaemonExitSix(t *testing.T) {
@@ -207,6 +211,27 @@ var badUsage = []struct {
 	{[]string{"resize", "a"}, []string{"--size", "orlop resize a --size"}},
 	{[]string{"resize", "a", "50G"}, []string{`"50G"`}},
 	{[]string{"resize", "a", "50G", "--size", "50G"}, []string{`"50G"`, "orlop resize NAME"}},
+	{[]string{"delete", "--snapshots"}, []string{"orlop delete NAME..."}},
+	{[]string{"delete", "a", "--snapshots=maybe"}, []string{"maybe", "snapshots"}},
+	{[]string{"create", "a", "--from"}, []string{"from"}},
+	{[]string{"set", "a", "--pre-snapshot"}, []string{"pre-snapshot"}},
+	{[]string{"snapshot", "frobnicate"}, []string{`"frobnicate"`, "orlop help"}},
+	{[]string{"snapshot", "Create", "a"}, []string{`"Create"`, "orlop help"}},
+	{[]string{"snapshot", "create"}, []string{"orlop snapshot create VOLUME..."}},
+	{[]string{"snapshot", "create", "a", "--name"}, []string{"name"}},
+	{[]string{"snapshot", "create", "a", "--name", ""}, []string{"the name is empty"}},
+	{[]string{"snapshot", "create", "a", "--managed"}, []string{"managed", "--help"}},
+	{[]string{"snapshot", "list", "a", "b"}, []string{`"b"`, "orlop snapshot list [VOLUME]"}},
+	{[]string{"snapshot", "ls", ""}, []string{"the name is empty"}},
+	{[]string{"snapshot", "inspect"}, []string{"orlop snapshot inspect SNAP..."}},
+	{[]string{"snapshot", "delete"}, []string{"orlop snapshot delete SNAP..."}},
+	{[]string{"snapshot", "rm", "-rf", "s"}, []string{"-rf", "--help"}},
+	{[]string{"snapshot", "delete", "s", "--force"}, []string{"force", "--help"}},
+	{[]string{"snapshot", "restore"}, []string{"orlop snapshot restore SNAP"}},
+	{[]string{"snapshot", "restore", "s", "t"}, []string{`"t"`, "orlop snapshot restore SNAP"}},
+	{[]string{"snapshot", "restore", "s", "--discard"}, []string{"discard", "--help"}},
+	{[]string{"snapshot", "diff"}, []string{"orlop snapshot diff SNAP [SNAP]"}},
+	{[]string{"snapshot", "diff", "a", "b", "c"}, []string{`"c"`, "orlop snapshot diff SNAP [SNAP]"}},
 	{[]string{"info", "x"}, []string{`"x"`, "orlop info"}},
 	{[]string{"version", "x"}, []string{`"x"`, "orlop version"}},
 	{[]string{"shutdown", "now"}, []string{`"now"`, "orlop shutdown"}},
@@ -361,19 +386,26 @@ func TestCompletionScriptsAreWhole(t *testing.T) {
 // TestBashCompletesCommandsFlagsAndVolumes runs the script as bash does when the user presses Tab.
 func TestBashCompletesCommandsFlagsAndVolumes(t *testing.T) {
 	dir := t.TempDir()
-	stub := "#!/bin/sh\nprintf 'NAME  SIZE\\ndb    1G\\ndocs  2G\\nweb   1G\\n'\n"
+	stub := `#!/bin/sh
+case $1 in
+list) printf 'NAME  SIZE\ndb    1G\ndocs  2G\nweb   1G\n' ;;
+snapshot) printf 'VOLUME  NAME\ndb  before\ndb  after\nweb  before\n' ;;
+esac
+`
 	if err := os.WriteFile(filepath.Join(dir, "orlop"), []byte(stub), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	script := invoke("completion", "bash").stdout
-	complete := func(words ...string) []string {
-		quoted := "'" + strings.Join(words, "' '") + "'"
-		program := fmt.Sprintf("%s\nCOMP_WORDS=(orlop %s); COMP_CWORD=%d; _orlop; printf '%%s\\n' \"${COMPREPLY[@]}\"", script, quoted, len(words))
+	complete := func(args ...string) []string {
+		line := "orlop " + strings.Join(args, " ")
+		words := strings.Fields(strings.ReplaceAll(line, "@", " @ ")) // as bash splits it
+		program := fmt.Sprintf("%s\nCOMP_LINE='%s'; COMP_POINT=${#COMP_LINE}; COMP_WORDS=('%s'); COMP_CWORD=%d; _orlop; printf '%%s\\n' \"${COMPREPLY[@]}\"",
+			script, line, strings.Join(words, "' '"), len(words)-1)
 		cmd := exec.Command("bash", "-c", program)
 		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			t.Fatalf("%q: %v: %s", words, err, out)
+			t.Fatalf("%q: %v: %s", args, err, out)
 		}
 		return strings.Fields(string(out))
 	}
@@ -397,6 +429,15 @@ func TestBashCompletesCommandsFlagsAndVolumes(t *testing.T) {
 		{[]string{"device", "ad"}, []string{"adopt"}},
 		{[]string{"device", "adopt", "d"}, nil},
 		{[]string{"device", "de"}, []string{"delete"}},
+		{[]string{"snapshot", "res"}, []string{"restore"}},
+		{[]string{"snapshot", "create", "d"}, []string{"db", "docs"}},
+		{[]string{"snapshot", "list", "w"}, []string{"web"}},
+		{[]string{"snapshot", "restore", "--dis"}, []string{"--discard-current"}},
+		{[]string{"snapshot", "delete", "db"}, []string{"db@before", "db@after"}},
+		{[]string{"snapshot", "rm", "db@"}, []string{"before", "after"}},
+		{[]string{"snapshot", "diff", "web@before", "db@a"}, []string{"after"}},
+		{[]string{"snapshot", "inspect", "web@be"}, []string{"before"}},
+		{[]string{"delete", "--snap"}, []string{"--snapshots"}},
 		{[]string{"completion", "f"}, []string{"fish"}},
 	} {
 		if got := complete(test.words...); !slices.Equal(got, test.want) {

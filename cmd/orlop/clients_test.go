@@ -42,6 +42,13 @@ func (c *tally) hit(what string) {
 	c.counts[what]++
 }
 
+// lacks returns which of these were never done.
+func (c *tally) lacks(all []string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(all), func(what string) bool { return c.counts[what] > 0 })
+}
+
 func (c *tally) String() string {
 	var lines []string
 	for _, what := range slices.Sorted(maps.Keys(c.counts)) {
@@ -57,13 +64,19 @@ type client struct {
 	random *rand.Rand
 	tally  *tally
 	own    map[string]*owned
+	taken  int // snapshots, for their names
 }
 
 // owned is what a client knows of a volume of its own.
 type owned struct {
-	size    int64 // MiB
-	holders map[string]bool
-	user    bool
+	size      int64 // MiB
+	holders   map[string]bool
+	user      bool
+	snapshots map[string]int64 // their sizes in MiB by name
+}
+
+func newOwned(size int64) *owned {
+	return &owned{size: size, holders: map[string]bool{}, snapshots: map[string]int64{}}
 }
 
 // seed returns ORLOP_SEED, or a new one, and prints it.
@@ -87,11 +100,13 @@ var wanted = []string{
 	"create shared: exists", "create shared by docker: success", "delete shared: in use", "remove shared: in use",
 }
 
+// TestParallelClients goes on until each operation was hit, on a machine that is busy otherwise.
 func TestParallelClients(t *testing.T) {
-	length := 10 * time.Second
+	length, longest := 10*time.Second, 2*time.Minute
 	if os.Getenv("ORLOP_SOAK") != "" {
 		length = time.Minute
 	}
+	wanted := slices.Concat(wanted, wantedSnapshots)
 	h := startHost(t, "--pool-size", "8G")
 	for i := range sharedVolumes {
 		h.must(t, "create", shared(i), "--size", "16M")
@@ -99,11 +114,13 @@ func TestParallelClients(t *testing.T) {
 	seed, count := seed(t), &tally{counts: map[string]int{}}
 	ctx, cancel := context.WithTimeout(t.Context(), length)
 	defer cancel()
+	limit, cancel := context.WithTimeout(t.Context(), longest)
+	defer cancel()
 	group, failed := errgroup.WithContext(t.Context())
 	for i := range clients {
 		c := &client{h: h, number: i, random: rand.New(rand.NewPCG(seed, uint64(i))), tally: count, own: map[string]*owned{}}
 		group.Go(func() error {
-			for ctx.Err() == nil && failed.Err() == nil {
+			for failed.Err() == nil && (ctx.Err() == nil || limit.Err() == nil && len(count.lacks(wanted)) > 0) {
 				if err := c.step(t.Context()); err != nil {
 					return fmt.Errorf("client %d: %w", c.number, err)
 				}
@@ -118,10 +135,8 @@ func TestParallelClients(t *testing.T) {
 		t.Error(err)
 	}
 	t.Logf("operations:\n%s", count)
-	for _, what := range wanted {
-		if count.counts[what] == 0 {
-			t.Errorf("never hit: %s", what)
-		}
+	for _, what := range count.lacks(wanted) {
+		t.Errorf("never hit: %s", what)
 	}
 	expectNothingButShared(t, h)
 }
@@ -135,7 +150,7 @@ func expectNothingButShared(t *testing.T, h *host) {
 		t.Fatal(err)
 	}
 	for _, view := range views {
-		if !strings.HasPrefix(view.Name, "shared-") || view.Mounted || len(view.Holders) > 0 || view.State != "ready" {
+		if len(view.Snapshots) > 0 || !strings.HasPrefix(view.Name, "shared-") || view.Mounted || len(view.Holders) > 0 || view.State != "ready" {
 			t.Errorf("left: %+v", view)
 		}
 	}
@@ -153,18 +168,23 @@ func expectNothingButShared(t *testing.T, h *host) {
 	}
 }
 
-// post makes a request of the control API that must succeed.
+// post makes a request about volumes of the control API that must succeed.
 func (c *client) post(ctx context.Context, verb string, request control.Request) error {
+	return c.request(ctx, "/volumes/"+verb, request)
+}
+
+// request makes a request of the control API that must succeed.
+func (c *client) request(ctx context.Context, path string, request control.Request) error {
 	raw, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
-	status, failure, err := c.h.api(ctx, http.MethodPost, "/volumes/"+verb, string(raw))
+	status, failure, err := c.h.api(ctx, http.MethodPost, path, string(raw))
 	if err == nil && status != http.StatusOK {
 		err = fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", verb, raw, err)
+		return fmt.Errorf("%s %s: %w", path, raw, err)
 	}
 	return nil
 }
@@ -186,16 +206,20 @@ func (c *client) step(ctx context.Context) error {
 	if c.random.IntN(8) == 0 {
 		return c.tryShared(ctx, shared(c.random.IntN(sharedVolumes)))
 	}
-	name := fmt.Sprintf("own-%d-%d", c.number, c.random.IntN(2))
+	first := c.random.IntN(2)
+	name, other := fmt.Sprintf("own-%d-%d", c.number, first), fmt.Sprintf("own-%d-%d", c.number, 1-first)
 	v := c.own[name]
-	if v == nil {
+	switch {
+	case v == nil && c.own[other] != nil && c.random.IntN(3) > 0:
+		return c.copy(ctx, name, other)
+	case v == nil:
 		return c.make(ctx, name)
 	}
 	type action struct {
 		weight int
 		do     func(context.Context, string, *owned) error
 	}
-	actions := []action{{4, c.mount}, {4, c.unmount}, {4, c.look}, {2, c.resize}, {1, c.set}, {3, c.remove}}
+	actions := []action{{4, c.mount}, {4, c.unmount}, {4, c.look}, {2, c.resize}, {1, c.set}, {2, c.remove}, {4, c.snapshot}, {1, c.unsnapshot}, {4, c.restore}, {3, c.lookAtSnapshots}}
 	total := 0
 	for _, a := range actions {
 		total += a.weight
@@ -226,7 +250,7 @@ func (c *client) make(ctx context.Context, name string) error {
 		return err
 	}
 	if err == nil {
-		c.own[name] = &owned{size: 16, holders: map[string]bool{}}
+		c.own[name] = newOwned(16)
 		c.tally.hit(what)
 	}
 	return err
@@ -331,14 +355,15 @@ func (c *client) resize(ctx context.Context, name string, v *owned) error {
 		return nil
 	}
 	err := c.post(ctx, "resize", control.Request{Name: name, Size: fmt.Sprintf("%dM", v.size+8)})
-	if fault.Is(err, fault.ErrUnsupported) && len(v.holders) > 0 { // without CAP_SYS_RESOURCE it would be unmounted for a moment
+	switch {
+	case err == nil:
+		v.size += 8
+	case fault.Is(err, fault.ErrUnsupported) && len(v.holders) > 0:
+		// Without CAP_SYS_RESOURCE it would be unmounted for a moment, and a container may be starting.
 		c.tally.hit("resize mounted by docker: refused")
-		return nil
-	}
-	if err != nil {
+	default:
 		return err
 	}
-	v.size += 8
 	c.tally.hit(what)
 	return nil
 }
@@ -354,6 +379,9 @@ func (c *client) remove(ctx context.Context, name string, v *owned) (err error) 
 		c.tally.hit("create again by docker")
 		_, err = c.docker(ctx, "Create", dockerRequest{Name: name, Opts: map[string]string{"size": "4G"}})
 		return err
+	}
+	if len(v.snapshots) > 0 {
+		return c.removeWithSnapshots(ctx, name)
 	}
 	what := "delete by control"
 	if c.random.IntN(2) == 0 {
@@ -383,14 +411,28 @@ func (c *client) tryShared(ctx context.Context, name string) (err error) {
 		return err
 	}
 	c.tally.hit("create shared by docker: success")
-	if err := c.post(ctx, "delete", control.Request{Name: name}); !fault.Is(err, fault.ErrInUse) {
-		return fmt.Errorf("delete of the shared %s: %w, want kind in_use", name, err)
+	switch err := c.post(ctx, "delete", control.Request{Name: name}); {
+	case fault.Is(err, fault.ErrInUse):
+		c.tally.hit("delete shared: in use")
+	case fault.Is(err, fault.ErrProtected):
+		c.tally.hit("delete shared: has a snapshot of another client's")
+	default:
+		return fmt.Errorf("delete of the shared %s: %w, want kind in_use or protected", name, err)
 	}
-	c.tally.hit("delete shared: in use")
-	if got, err := c.h.ask(ctx, "Remove", dockerRequest{Name: name}); err != nil || got.status != http.StatusInternalServerError || !strings.Contains(got.Err, "in use") {
+	got, err := c.h.ask(ctx, "Remove", dockerRequest{Name: name})
+	switch {
+	case err == nil && got.status == http.StatusInternalServerError && strings.Contains(got.Err, "in use"):
+		c.tally.hit("remove shared: in use")
+	case err == nil && got.status == http.StatusInternalServerError && strings.Contains(got.Err, "snapshot"):
+		c.tally.hit("remove shared: has a snapshot of another client's")
+	default:
 		return fmt.Errorf("remove of the shared %s: %+v (%w), want a refusal", name, got, err)
 	}
-	c.tally.hit("remove shared: in use")
+	if c.random.IntN(6) == 0 { // the others wait for it
+		if err := c.snapshotShared(ctx, name); err != nil {
+			return err
+		}
+	}
 	_, err = c.docker(ctx, "Unmount", dockerRequest{Name: name, ID: holder})
 	return err
 }
@@ -408,7 +450,7 @@ func (c *client) leave(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := c.post(ctx, "delete", control.Request{Name: name}); err != nil {
+		if err := c.post(ctx, "delete", control.Request{Name: name, Snapshots: true}); err != nil {
 			return err
 		}
 	}

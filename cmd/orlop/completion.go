@@ -40,11 +40,11 @@ func (c *cli) completionCommand(app *urfave.App) *urfave.Command {
 	}
 }
 
-// bashCompletion completes commands, flags, and volume names after the commands that take them.
+// bashCompletion completes commands, flags, and the names of volumes and snapshots after the commands that take them.
 func bashCompletion(app *urfave.App) string {
 	var b strings.Builder
 	names := commandWords(app.Commands)
-	b.WriteString("_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command= words\n")
+	b.WriteString("_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command= words line known=\n")
 	b.WriteString("  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n    case $command in\n")
 	fmt.Fprintf(&b, "      '') case ' %s ' in *\" $word \"*) command=$word;; esac;;\n", names)
 	for _, command := range app.Commands {
@@ -60,9 +60,17 @@ func bashCompletion(app *urfave.App) string {
 			bashCase(&b, sub, command.Name+"' '")
 		}
 	}
-	b.WriteString("  esac\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\ncomplete -F _orlop orlop\n")
+	b.WriteString("  esac\n" + bashReply + "}\ncomplete -F _orlop orlop\n")
 	return b.String()
 }
+
+// bashReply completes the word at the cursor. Where bash takes db@s for three words, it wants only what follows the '@'.
+const bashReply = `  line=${COMP_LINE:0:COMP_POINT}
+  line=${line##*[[:space:]]}
+  case "$COMP_WORDBREAKS $line" in *@*' '*@*) cur=$line known=${line%"${line##*@}"};; esac
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  COMPREPLY=("${COMPREPLY[@]#"$known"}")
+`
 
 // bashCase writes which words may follow a command, whose names in the shell's pattern begin with prefix.
 func bashCase(b *strings.Builder, command *urfave.Command, prefix string) {
@@ -70,12 +78,15 @@ func bashCase(b *strings.Builder, command *urfave.Command, prefix string) {
 	if strings.Contains(command.ArgsUsage, "|") {
 		words = append(words, strings.ReplaceAll(command.ArgsUsage, "|", " "))
 	}
-	volumes := ""
-	if strings.Contains(command.ArgsUsage, "NAME") && command.Name != "create" && command.Name != "adopt" {
-		volumes = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
+	list := ""
+	switch usage := command.ArgsUsage; {
+	case strings.Contains(usage, "SNAP"):
+		list = `" $(orlop snapshot list 2>/dev/null | awk 'NR > 1 { print $1 "@" $2 }')"`
+	case strings.Contains(usage, "VOLUME"), strings.Contains(usage, "NAME") && command.Name != "create" && command.Name != "adopt":
+		list = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
 	}
 	pattern := prefix + strings.Join(command.Names(), "|"+prefix)
-	fmt.Fprintf(b, "    %s) words='%s'%s;;\n", pattern, strings.TrimSpace(strings.Join(words, " ")), volumes)
+	fmt.Fprintf(b, "    %s) words='%s'%s;;\n", pattern, strings.TrimSpace(strings.Join(words, " ")), list)
 }
 
 func commandWords(commands []*urfave.Command) string {

@@ -101,6 +101,11 @@ func TestDoctorFindsWhatIsWrongAndItsCommandsMendIt(t *testing.T) {
 	if got := h.orlop("mount", "db"); got.code != 7 {
 		t.Errorf("mounted though truncated: %s", got)
 	}
+	for _, args := range [][]string{{"snapshot", "create", "db"}, {"create", "copy", "--from", "db"}} {
+		if got := h.orlop(args...); got.code != 7 || !strings.Contains(got.stderr, "truncated") {
+			t.Errorf("orlop %q though truncated: %s", args, got)
+		}
+	}
 	h.must(t, "delete", "db")
 	if found := h.findings(t); len(found) > 0 {
 		t.Errorf("all is mended, but: %+v", found)

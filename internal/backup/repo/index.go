@@ -114,6 +114,19 @@ func (i *Index) Find(id ChunkID) (PackRef, Entry, bool) {
 	return i.packs[x.pack].ref, x.entry(), true
 }
 
+// FindAll calls fn for each place of a record, those of dropped packs aside, until fn returns false.
+func (i *Index) FindAll(id ChunkID, fn func(PackRef, Entry) bool) {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	mask := uint64(len(i.table) - 1)
+	for at := i.hash(id); i.table[at] != 0; at = (at + 1) & mask {
+		x := i.at(i.table[at] - 1)
+		if x.id == id && !i.packs[x.pack].dropped && !fn(i.packs[x.pack].ref, x.entry()) {
+			return
+		}
+	}
+}
+
 // Has tells whether Find finds a record.
 func (i *Index) Has(id ChunkID) bool {
 	i.mu.RLock()

@@ -1,0 +1,368 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/backup/repo"
+	"orlop/internal/daemon"
+	"orlop/internal/fault"
+)
+
+func (c *cli) backupCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "backup", Usage: "copies of volumes elsewhere: look at them, check them, restore them",
+		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
+		Action:      unknownCommand,
+		Subcommands: []*urfave.Command{
+			c.backupInitCommand(), c.backupListCommand(), c.backupInspectCommand(), c.backupDeleteCommand(),
+			c.backupRestoreCommand(), c.backupVerifyCommand(), c.backupRepairCommand(), c.backupPruneCommand(),
+		},
+	}
+}
+
+func keyFileFlag() urfave.Flag {
+	return &urfave.StringFlag{Name: "key-file", Usage: "the key of an encrypted repository; see orlop key create", EnvVars: []string{"ORLOP_KEY_FILE"}}
+}
+
+// keyOf reads the key that a command was given, nil if it was given none.
+func keyOf(ctx *urfave.Context) (*repo.Key, error) {
+	path := ctx.String("key-file")
+	if path == "" {
+		return nil, nil
+	}
+	return repo.ReadKeyFile(path)
+}
+
+// destinationOf is the only argument, or ORLOP_DEST.
+func destinationOf(ctx *urfave.Context) (destination, error) {
+	text := os.Getenv("ORLOP_DEST")
+	least := 0
+	if text == "" {
+		least = 1
+	}
+	args, err := arguments(ctx, least, 1)
+	if err != nil {
+		return destination{}, err
+	}
+	if len(args) == 1 {
+		text = args[0]
+	}
+	return parseDestination(text)
+}
+
+// An openRepository is a repository and the store that it is in.
+type openRepository struct {
+	*repo.Repository
+	at    destination
+	local localState
+}
+
+// openRepository opens the repository of a destination with the command's key, and calls do with it.
+func (c *cli) openRepository(ctx *urfave.Context, at destination, do func(*openRepository) error) error {
+	key, err := keyOf(ctx)
+	if err != nil {
+		return err
+	}
+	objects, err := at.open()
+	if err != nil {
+		return err
+	}
+	defer objects.Close()
+	local, err := at.local()
+	if err != nil {
+		return err
+	}
+	options, err := local.options(at)
+	if err != nil {
+		return err
+	}
+	r, err := repo.Open(ctx.Context, objects, key, options...)
+	if fault.Is(err, fault.ErrNotFound) {
+		return fault.Errorf(fault.ErrNotFound, "%s: %w; is the disk mounted? %s", at, err, at.initHint())
+	}
+	if key == nil && fault.Is(err, fault.ErrInvalid) {
+		err = fmt.Errorf("%w: say --key-file FILE, or set ORLOP_KEY_FILE", err)
+	}
+	if err == nil {
+		if damage := r.Damage(); damage != nil && !c.json {
+			fmt.Fprintf(c.stderr, "orlop: warning: %v\n", damage)
+		}
+		err = do(&openRepository{r, at, local})
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", at, err)
+	}
+	return nil
+}
+
+func (c *cli) backupInitCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "init", Usage: "make a repository for backups and print its URL", ArgsUsage: "DEST",
+		Description: "The place must be empty, or not be there yet. Done again with the same key it changes nothing.\n" +
+			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
+		Flags: []urfave.Flag{keyFileFlag(), &urfave.BoolFlag{Name: "unencrypted", Usage: "anybody who can read the place can read the backups"}},
+		Action: func(ctx *urfave.Context) error {
+			at, err := destinationOf(ctx)
+			if err != nil {
+				return err
+			}
+			key, err := keyOf(ctx)
+			switch {
+			case err != nil:
+				return err
+			case key == nil && !ctx.Bool("unencrypted"):
+				return fault.Errorf(fault.ErrInvalid, "backup init: say --key-file FILE (see orlop key create), or --unencrypted")
+			case key != nil && ctx.Bool("unencrypted"):
+				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file and --unencrypted are given")
+			}
+			r, err := initRepository(ctx.Context, at, key)
+			if err != nil {
+				return fmt.Errorf("%s: %w", at, err)
+			}
+			view := repositoryView{URL: at.String(), ID: r.ID().String(), Encrypted: key != nil}
+			if key != nil {
+				view.Key = key.ID()
+			}
+			return c.print(view.URL, view)
+		},
+	}
+}
+
+// repositoryView is what --json tells of a new repository.
+type repositoryView struct {
+	URL       string `json:"url"`
+	ID        string `json:"id"`
+	Encrypted bool   `json:"encrypted"`
+	Key       string `json:"key_id,omitempty"`
+}
+
+// A backupView is what users see of a backup. Its JSON is a contract: names never change.
+type backupView struct {
+	URL        string `json:"url"`
+	ID         string `json:"id"`
+	Volume     string `json:"volume"`
+	VolumeID   string `json:"volume_id"`
+	Host       string `json:"host"`
+	Snapshot   string `json:"snapshot"`
+	Created    string `json:"created"`
+	Size       int64  `json:"size"`   // of the volume, bytes
+	Stored     int64  `json:"stored"` // bytes that the backup added to the repository
+	New        int64  `json:"new"`    // bytes of the volume in these
+	DurationMS int64  `json:"duration_ms"`
+	Encrypted  bool   `json:"encrypted"`
+}
+
+func (o *openRepository) view(b *repo.Backup) backupView {
+	return backupView{
+		URL: backupURL{destination: o.at, backup: b.ID(), volume: b.Volume.Name}.String(), ID: b.ID(),
+		Volume: b.Volume.Name, VolumeID: b.Volume.ID, Host: b.Host, Snapshot: b.Snapshot.Name,
+		Created: b.Created.UTC().Format(time.RFC3339Nano), Size: b.Size, Stored: b.Stats.Stored, New: b.Stats.New,
+		DurationMS: b.Duration.Milliseconds(), Encrypted: o.Encrypted(),
+	}
+}
+
+// A backupDetail is all that a record tells.
+type backupDetail struct {
+	backupView
+	Lineage      string            `json:"lineage"`
+	Sequence     uint64            `json:"sequence"`
+	Parent       string            `json:"parent"`
+	SnapshotID   string            `json:"snapshot_id"`
+	ChunkSize    int               `json:"chunk_size"`
+	BlockSize    int               `json:"block_size"`
+	Filesystem   string            `json:"filesystem"`
+	Labels       map[string]string `json:"labels"`
+	UID          int               `json:"uid"`
+	GID          int               `json:"gid"`
+	Mode         string            `json:"mode"`
+	MountOptions []string          `json:"mount_options"`
+	Consistency  string            `json:"consistency"`
+	Hooks        bool              `json:"hooks"`
+	Group        string            `json:"group"`
+	Read         int64             `json:"read"` // bytes of the volume that were read
+	Writer       string            `json:"writer"`
+}
+
+func (o *openRepository) detail(b *repo.Backup) backupDetail {
+	d := backupDetail{
+		backupView: o.view(b), Lineage: b.Lineage, Sequence: b.Sequence, Parent: b.Parent, SnapshotID: b.Snapshot.ID,
+		ChunkSize: b.ChunkSize, BlockSize: b.BlockSize, Filesystem: b.Filesystem, Labels: b.Labels, UID: b.UID, GID: b.GID,
+		Mode: fmt.Sprintf("%04o", b.Mode), MountOptions: b.MountOptions, Consistency: b.Consistency, Hooks: b.Hooks,
+		Group: b.Group, Read: b.Stats.Read, Writer: b.Writer,
+	}
+	if d.Labels == nil {
+		d.Labels = map[string]string{}
+	}
+	if d.MountOptions == nil {
+		d.MountOptions = []string{}
+	}
+	return d
+}
+
+func (c *cli) backupListCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "list", Aliases: []string{"ls"}, Usage: "list backups, those of one volume together, the oldest first", ArgsUsage: "DEST",
+		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
+		Flags:       []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes of this name"}},
+		Action: func(ctx *urfave.Context) error {
+			at, err := destinationOf(ctx)
+			if err != nil {
+				return err
+			}
+			return c.openRepository(ctx, at, func(r *openRepository) error {
+				backups, err := r.Backups(ctx.Context)
+				views := []backupView{}
+				for _, b := range backups {
+					if name := ctx.String("volume-name"); name == "" || name == b.Volume.Name {
+						views = append(views, r.view(b))
+					}
+				}
+				if len(views) == 0 && err != nil {
+					return err
+				}
+				return errors.Join(c.printBackups(views), err)
+			})
+		},
+	}
+}
+
+func (c *cli) printBackups(views []backupView) error {
+	slices.SortStableFunc(views, func(a, b backupView) int {
+		return cmp.Or(cmp.Compare(a.Volume, b.Volume), cmp.Compare(a.VolumeID, b.VolumeID))
+	})
+	if c.json {
+		return c.printJSON(views)
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "VOLUME\tCREATED\tSIZE\tSTORED\tHOST\tID")
+	for _, v := range views {
+		created := v.Created
+		if at, err := time.Parse(time.RFC3339Nano, created); err == nil {
+			created = at.Format(time.DateTime) + " UTC"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Volume, created, daemon.Bytes(v.Size), daemon.Bytes(v.Stored), v.Host, v.ID)
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+// find returns the backup that a URL names.
+func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, error) {
+	backups, err := o.Backups(ctx)
+	if u.backup != "" {
+		for _, b := range backups {
+			if b.ID() == u.backup && (u.volume == "" || u.volume == b.Volume.Name) {
+				return b, nil // that other lineages may be damaged does not matter
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return nil, fault.Errorf(fault.ErrNotFound, "backup %q: not found: see orlop backup list %s", u.backup, o.at.quoted())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o.newestOf(backups, u)
+}
+
+// newestOf returns the newest backup of the volume of a name that is not known to be damaged.
+func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL) (*repo.Backup, error) {
+	var newest *repo.Backup
+	var ids []string
+	hurt := repo.RememberedHurt(o.local.verified())
+	for _, b := range backups {
+		if b.Volume.Name != u.volume {
+			continue
+		}
+		if !slices.Contains(ids, b.Volume.ID) {
+			ids = append(ids, b.Volume.ID)
+		}
+		if !hurt(b) && (newest == nil || b.Sequence > newest.Sequence) {
+			newest = b
+		}
+	}
+	switch {
+	case len(ids) == 0:
+		return nil, fault.Errorf(fault.ErrNotFound, "no backup of a volume %q: see orlop backup list %s", u.volume, o.at.quoted())
+	case len(ids) > 1:
+		slices.Sort(ids)
+		return nil, fault.Errorf(fault.ErrInvalid, "there are backups of several volumes named %q, of IDs %q: choose one with backup=, see orlop backup list %s --volume-name %s", u.volume, ids, o.at.quoted(), u.volume)
+	case newest == nil:
+		return nil, fault.Errorf(fault.ErrCorrupt, "every backup of volume %q is damaged: see orlop backup verify %s --data", u.volume, o.at.quoted())
+	}
+	return newest, nil
+}
+
+func (c *cli) backupInspectCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "inspect", Usage: "show all about backups, as JSON", ArgsUsage: "URL...",
+		Description: "Example: orlop backup inspect 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
+		Flags:       []urfave.Flag{keyFileFlag()},
+		Action: func(ctx *urfave.Context) error {
+			urls, err := arguments(ctx, 1, -1)
+			if err != nil {
+				return err
+			}
+			return c.inspectEach(urls, func(text string) (view json.RawMessage, err error) {
+				u, err := parseBackupURL(text)
+				if err != nil {
+					return nil, err
+				}
+				err = c.openRepository(ctx, u.destination, func(r *openRepository) error {
+					b, err := r.find(ctx.Context, u)
+					if err != nil {
+						return err
+					}
+					view, err = json.Marshal(r.detail(b))
+					return err
+				})
+				return view, err
+			})
+		},
+	}
+}
+
+func (c *cli) backupDeleteCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "delete", Aliases: []string{"rm"}, Usage: "delete backups; prune frees their space", ArgsUsage: "URL...",
+		Description: "Each URL must name its backup: volume= alone is refused.\n" +
+			"Example: orlop backup delete 'file:///mnt/nas/orlop?backup=0190.0191&volume=db' --key-file /root/orlop.key",
+		Flags: []urfave.Flag{keyFileFlag()},
+		Action: func(ctx *urfave.Context) error {
+			urls, err := arguments(ctx, 1, -1)
+			if err != nil {
+				return err
+			}
+			return c.forEach(urls, func(text string) error {
+				u, err := parseBackupURL(text)
+				if err != nil {
+					return err
+				}
+				if u.backup == "" {
+					return fault.Errorf(fault.ErrInvalid, "backup delete %q: backup= is missing: see orlop backup list %s", text, u.quoted())
+				}
+				return c.openRepository(ctx, u.destination, func(r *openRepository) error {
+					b, err := r.find(ctx.Context, u)
+					if err != nil {
+						return err
+					}
+					_, err = r.Forget(ctx.Context, b.Lineage, []string{b.Record})
+					return err
+				})
+			})
+		},
+	}
+}

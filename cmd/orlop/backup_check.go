@@ -1,0 +1,375 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/backup/repo"
+	"orlop/internal/daemon"
+	"orlop/internal/fault"
+)
+
+func (c *cli) backupVerifyCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "verify", Usage: "look for damage in a repository", ArgsUsage: "DEST|URL",
+		Description: "Checks that everything is there and fits together; --data reads it all besides. With the URL of a backup it\n" +
+			"looks at that only. Exit code 7 if something is wrong.\n" +
+			"Example: orlop backup verify file:///mnt/nas/orlop --data --key-file /root/orlop.key",
+		Flags: []urfave.Flag{keyFileFlag(),
+			&urfave.BoolFlag{Name: "data", Usage: "read all data, what was not read for longest first"},
+			&urfave.StringFlag{Name: "sample", Usage: "read a part of the data, as 5%, what was not read for longest"},
+		},
+		Action: func(ctx *urfave.Context) error {
+			at, u, err := verifySubject(ctx)
+			if err != nil {
+				return err
+			}
+			options := repo.VerifyOptions{Data: ctx.Bool("data")}
+			if text := ctx.String("sample"); text != "" {
+				if options.Data {
+					return fault.Errorf(fault.ErrInvalid, "backup verify: both --data and --sample are given")
+				}
+				if options.Sample, err = parsePercent(text); err != nil {
+					return err
+				}
+			}
+			return c.openRepository(ctx, at, func(r *openRepository) error {
+				if u != nil {
+					b, err := r.find(ctx.Context, *u)
+					if err != nil {
+						return err
+					}
+					options.Only = b
+				}
+				shown := c.newProgress()
+				if !c.json { // whose only output is the report
+					options.Progress = shown.show
+				}
+				options.Memory = r.local.verified()
+				options.Command = "orlop backup repair " + at.quoted() + " --dry-run"
+				report, err := r.Verify(ctx.Context, options)
+				shown.end()
+				if err != nil {
+					return err
+				}
+				return c.printReport(report)
+			})
+		},
+	}
+}
+
+// verifySubject is what verify is to look at: a destination, or one backup.
+func verifySubject(ctx *urfave.Context) (destination, *backupURL, error) {
+	if text := ctx.Args().First(); strings.Contains(text, "?") {
+		if _, err := arguments(ctx, 1, 1); err != nil {
+			return destination{}, nil, err
+		}
+		u, err := parseBackupURL(text)
+		return u.destination, &u, err
+	}
+	at, err := destinationOf(ctx)
+	return at, nil, err
+}
+
+// parsePercent reads "5%" as 0.05.
+func parsePercent(text string) (float64, error) {
+	number, ok := strings.CutSuffix(text, "%")
+	percent, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || math.IsNaN(percent) || percent <= 0 || percent > 100 {
+		return 0, fault.Errorf(fault.ErrInvalid, "backup verify: --sample %q: want a part above 0 %% and up to 100 %%, as 5%%", text)
+	}
+	return percent / 100, nil
+}
+
+// errDamaged is what verify ends with when it has told of what it found.
+var errDamaged = fault.Errorf(fault.ErrCorrupt, "damage was found")
+
+func (c *cli) printReport(report repo.Report) error {
+	if c.json {
+		if err := c.printJSON(report); err != nil {
+			return err
+		}
+	} else if err := c.printDamage(report); err != nil {
+		return err
+	}
+	if len(report.Findings) > 0 {
+		return reported{errDamaged}
+	}
+	return nil
+}
+
+func (c *cli) printDamage(report repo.Report) error {
+	var text strings.Builder
+	for _, f := range report.Findings {
+		fmt.Fprintf(&text, "%s\n  problem: %s\n", f.Object, f.Problem)
+		if len(f.Backups) == 0 {
+			fmt.Fprintf(&text, "  hurts:   no backup\n")
+		}
+		for _, id := range f.Backups {
+			fmt.Fprintf(&text, "  hurts:   backup %s\n", id)
+		}
+		if len(f.Volumes) > 0 {
+			fmt.Fprintf(&text, "  of:      volume %s\n", strings.Join(f.Volumes, ", "))
+		}
+		fmt.Fprintf(&text, "  next:    %s\n", f.Command)
+	}
+	verdict := "nothing wrong"
+	if n := len(report.Findings); n > 0 {
+		verdict = fmt.Sprintf("%d damaged objects", n)
+	}
+	fmt.Fprintf(&text, "%s: %d backups, %d packs, %d of them read (%s)\n", verdict, report.Backups, report.Packs, report.Read, daemon.Bytes(report.Bytes))
+	if _, err := c.stdout.Write([]byte(text.String())); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	return nil
+}
+
+func (c *cli) backupRepairCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "repair", Usage: "mend a damaged repository", ArgsUsage: "DEST",
+		Description: "Makes a lost config and lost heads again from what is there, and saves what is good in damaged packs. Backups whose\n" +
+			"data is lost are named, and dropped only with --drop-damaged; exit code 7 as long as there are any. Run it with\n" +
+			"--dry-run first, and while nothing else writes there.\n" +
+			"Example: orlop backup repair file:///mnt/nas/orlop --dry-run --key-file /root/orlop.key",
+		Flags: []urfave.Flag{keyFileFlag(),
+			&urfave.BoolFlag{Name: "dry-run", Usage: "say what would be done, and change nothing"},
+			&urfave.BoolFlag{Name: "drop-damaged", Usage: "drop the backups whose data is lost"},
+		},
+		Action: func(ctx *urfave.Context) error {
+			at, err := destinationOf(ctx)
+			if err != nil {
+				return err
+			}
+			key, err := keyOf(ctx)
+			if err != nil {
+				return err
+			}
+			objects, err := at.open()
+			if err != nil {
+				return err
+			}
+			defer objects.Close()
+			local, err := at.local()
+			if err != nil {
+				return err
+			}
+			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: local.memory()}
+			steps, err := repo.Repair(ctx.Context, objects, key, options)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", at, err)
+			}
+			if err = errors.Join(c.printSteps(steps), err); err != nil || ctx.Bool("dry-run") {
+				return err
+			}
+			for _, step := range steps {
+				if !step.Done {
+					return reported{errDamaged} // the step says what is to be decided
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func (c *cli) printSteps(steps []repo.Step) error {
+	if c.json {
+		if steps == nil {
+			steps = []repo.Step{}
+		}
+		return c.printJSON(steps)
+	}
+	for _, step := range steps {
+		if err := c.print(step.String(), nil); err != nil {
+			return err
+		}
+	}
+	if len(steps) == 0 {
+		return c.print("nothing to repair", nil)
+	}
+	return nil
+}
+
+func (c *cli) backupPruneCommand() *urfave.Command {
+	flags := []urfave.Flag{keyFileFlag()}
+	for _, rule := range keepRules {
+		flags = append(flags, &urfave.IntFlag{Name: rule.flag, Usage: rule.usage})
+	}
+	return &urfave.Command{
+		Name: "prune", Usage: "forget old backups by rules, and free what no backup needs", ArgsUsage: "DEST",
+		Description: "Without any rule no backup is forgotten. The newest good backup of each volume stays always.\n" +
+			"Example: orlop backup prune file:///mnt/nas/orlop --keep-daily 7 --keep-weekly 5 --key-file /root/orlop.key",
+		Flags: append(flags,
+			&urfave.StringFlag{Name: "keep-within", Usage: "keep all that are younger than the newest by at most this, as 1y6m7d12h"},
+			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes of this name"},
+			&urfave.StringFlag{Name: "host", Usage: "only backups that this host made"},
+			&urfave.BoolFlag{Name: "dry-run", Usage: "say what would be forgotten, and change nothing"},
+			&urfave.BoolFlag{Name: "force", Usage: "forget by the rules although the times of backups look wrong"},
+		),
+		Action: func(ctx *urfave.Context) error {
+			at, err := destinationOf(ctx)
+			if err != nil {
+				return err
+			}
+			policy, err := policyOf(ctx)
+			if err != nil {
+				return err
+			}
+			return c.openRepository(ctx, at, func(r *openRepository) error { return c.prune(ctx, r, policy) })
+		},
+	}
+}
+
+// keepRules are the rules of retention that are numbers.
+var keepRules = []struct {
+	flag, usage string
+	field       func(*repo.Policy) *int
+}{
+	{"keep-last", "keep so many of the newest", func(p *repo.Policy) *int { return &p.Last }},
+	{"keep-hourly", "keep the newest of each of so many hours, UTC", func(p *repo.Policy) *int { return &p.Hourly }},
+	{"keep-daily", "keep the newest of each of so many days", func(p *repo.Policy) *int { return &p.Daily }},
+	{"keep-weekly", "keep the newest of each of so many weeks", func(p *repo.Policy) *int { return &p.Weekly }},
+	{"keep-monthly", "keep the newest of each of so many months", func(p *repo.Policy) *int { return &p.Monthly }},
+	{"keep-yearly", "keep the newest of each of so many years", func(p *repo.Policy) *int { return &p.Yearly }},
+}
+
+func policyOf(ctx *urfave.Context) (policy repo.Policy, err error) {
+	given := false
+	for _, rule := range keepRules {
+		*rule.field(&policy) = ctx.Int(rule.flag)
+		given = given || ctx.IsSet(rule.flag)
+	}
+	if text := ctx.String("keep-within"); ctx.IsSet("keep-within") {
+		given = true
+		if policy.Within, err = repo.ParseSpan(text); err != nil {
+			return policy, err
+		}
+	}
+	if given && policy.IsZero() {
+		return policy, fault.Errorf(fault.ErrInvalid, "backup prune: rules that keep nothing would forget all backups but the newest: say --keep-last 1 if you mean that")
+	}
+	return policy, policy.Check()
+}
+
+// pruneView is what --json tells of a prune.
+type pruneView struct {
+	Removed []backupView `json:"removed"`
+	Kept    int          `json:"kept"`
+	Skipped []string     `json:"skipped"` // why volumes were left alone
+	Freed   int64        `json:"freed"`   // bytes
+	DryRun  bool         `json:"dry_run"`
+}
+
+// stalledAfter is how long another host's session must show nothing new before prune ends it.
+const stalledAfter = 24 * time.Hour
+
+// prune applies a policy to every volume, and frees what no backup needs.
+func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) error {
+	view := pruneView{Removed: []backupView{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
+	lineages, err := r.Lineages(ctx.Context)
+	if err != nil {
+		return err
+	}
+	var doubts []error
+	for _, lineage := range lineages {
+		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedHurt(r.local.verified())}
+		if err := p.prune(lineage, view.DryRun); err != nil {
+			return err
+		}
+		for _, b := range p.removed {
+			view.Removed = append(view.Removed, r.view(b))
+		}
+		for _, doubt := range p.doubts {
+			view.Skipped = append(view.Skipped, doubt.Error())
+		}
+		doubts = append(doubts, p.doubts...)
+		view.Kept += p.kept
+		view.Freed += p.freed
+	}
+	return errors.Join(append([]error{c.printPrune(view)}, doubts...)...)
+}
+
+// pruner prunes one lineage.
+type pruner struct {
+	ctx    *urfave.Context
+	r      *openRepository
+	policy repo.Policy
+	hurt   func(*repo.Backup) bool
+
+	removed []*repo.Backup
+	kept    int
+	doubts  []error
+	freed   int64
+}
+
+func (p *pruner) prune(lineage string, dryRun bool) error {
+	if dryRun {
+		backups, err := p.r.BackupsOf(p.ctx.Context, lineage)
+		p.choose(backups)
+		return err
+	}
+	if _, err := p.r.Thin(p.ctx.Context, lineage, p.choose); err != nil {
+		return err
+	}
+	var stalled func(*repo.Session) bool
+	if p.r.local.dir != "" {
+		var err error
+		if stalled, err = p.r.Stalled(p.ctx.Context, lineage, stalledAfter); err != nil {
+			return err
+		}
+	}
+	collected, err := p.r.Collect(p.ctx.Context, lineage, stalled)
+	p.freed = collected.Freed
+	return err
+}
+
+// choose names the records that go, and notes what it decided.
+func (p *pruner) choose(backups []*repo.Backup) (records []string) {
+	p.removed, p.kept, p.doubts = nil, 0, nil
+	var chosen []*repo.Backup
+	for _, b := range backups {
+		if (!p.ctx.IsSet("volume-name") || b.Volume.Name == p.ctx.String("volume-name")) && (!p.ctx.IsSet("host") || b.Host == p.ctx.String("host")) {
+			chosen = append(chosen, b)
+		}
+	}
+	p.kept = len(backups)
+	if p.policy.IsZero() {
+		return nil
+	}
+	for _, v := range repo.Retain(chosen, p.policy, time.Now(), p.hurt, p.ctx.Bool("force")) {
+		if v.Doubt != nil {
+			p.doubts = append(p.doubts, v.Doubt)
+		}
+		for _, b := range v.Remove {
+			p.removed = append(p.removed, b)
+			records = append(records, b.Record)
+		}
+	}
+	p.kept -= len(records)
+	return records
+}
+
+func (c *cli) printPrune(view pruneView) error {
+	if c.json {
+		return c.printJSON(view)
+	}
+	verb := "forgot"
+	if view.DryRun {
+		verb = "would forget"
+	}
+	for _, v := range view.Removed {
+		if err := c.print(fmt.Sprintf("%s %s of volume %s, %s", verb, v.ID, v.Volume, v.Created), nil); err != nil {
+			return err
+		}
+	}
+	text := fmt.Sprintf("%s %d backups, kept %d", verb, len(view.Removed), view.Kept)
+	if !view.DryRun {
+		text += ", freed " + daemon.Bytes(view.Freed)
+	}
+	return c.print(text, nil)
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"orlop/internal/backup/repo"
+)
+
+func (c *cli) keyCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "key", Usage: "keys of encrypted backups",
+		Description: "Example: orlop key create /root/orlop.key",
+		Action:      unknownCommand,
+		Subcommands: []*urfave.Command{c.keyCreateCommand()},
+	}
+}
+
+// keyView is what --json tells of a new key. The key itself is in its file only.
+type keyView struct {
+	ID   string `json:"id"`
+	File string `json:"file"`
+}
+
+func (c *cli) keyCreateCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "create", Usage: "make a key for encrypted backups and print its ID", ArgsUsage: "FILE",
+		Description: "Keep a copy of the file elsewhere: without it nobody can read the backups.\nExample: orlop key create /root/orlop.key",
+		Action: func(ctx *urfave.Context) error {
+			args, err := arguments(ctx, 1, 1)
+			if err != nil {
+				return err
+			}
+			if args[0] == "" {
+				return emptyName("key create")
+			}
+			path, err := filepath.Abs(args[0])
+			if err != nil {
+				return fmt.Errorf("key create: %w", err)
+			}
+			key, err := repo.NewKey(nil)
+			if err != nil {
+				return err
+			}
+			if err := key.WriteFile(path); err != nil {
+				return err
+			}
+			return c.print(key.ID(), keyView{ID: key.ID(), File: path})
+		},
+	}
+}

@@ -1,0 +1,158 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/internal/backup/store"
+)
+
+// deletesAtOnce is how many objects are deleted at once.
+const deletesAtOnce = 8
+
+// A Collected is what a collection did.
+type Collected struct {
+	Sessions int   `json:"sessions"` // that were ended
+	Packs    int   `json:"packs"`    // that were live, and are not any more
+	Objects  int   `json:"objects"`  // that were deleted, heads aside
+	Freed    int64 `json:"freed"`    // bytes of those
+	Heads    int   `json:"heads"`    // that were deleted
+}
+
+// Collect deletes what no backup of a lineage needs: packs in which nothing is needed, what was uploaded under sessions that
+// are over, and old heads. It ends the sessions that this host left behind, and of other hosts' those that stalled
+// says are dead, which may be nil; whoever runs one of them all the same begins anew. It may be cut short at any
+// point and run beside everything else. If anything that a backup needs cannot be found, it deletes nothing.
+func (r *Repository) Collect(ctx context.Context, lineage string, stalled func(*Session) bool) (Collected, error) {
+	c, err := r.chain(lineage)
+	if err != nil {
+		return Collected{}, err
+	}
+	done, err := c.collect(ctx, func(s *Session) bool { return r.left(s) || stalled != nil && stalled(s) })
+	if err != nil {
+		return done, fmt.Errorf("collect in lineage %s: %w", lineage, err)
+	}
+	return done, nil
+}
+
+func (c *chain) collect(ctx context.Context, dead func(*Session) bool) (done Collected, err error) {
+	// The listing comes before the head by which it is judged: what is uploaded later is not in it.
+	listed, err := c.uploaded(ctx)
+	if err != nil {
+		return done, err
+	}
+	h, wrote, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
+		next := h.child()
+		done = Collected{}
+		for i := range h.Sessions {
+			if dead(&h.Sessions[i]) {
+				next.end(h.Sessions[i].ID)
+				done.Sessions++
+			}
+		}
+		packs, err := c.dead(ctx, next)
+		if err != nil {
+			return nil, err
+		}
+		done.Packs = len(packs)
+		if done == (Collected{}) {
+			return nil, nil
+		}
+		next.drop(packs)
+		return next, nil
+	})
+	if err != nil {
+		return Collected{}, err
+	}
+	if !wrote {
+		done = Collected{}
+	}
+	if err := c.sweep(ctx, h, listed, &done); err != nil {
+		return done, err
+	}
+	return done, c.cleanHeads(ctx, &done)
+}
+
+// uploaded lists what stands under sessions.
+func (c *chain) uploaded(ctx context.Context) (listed []store.Object, err error) {
+	err = c.repository.objects.List(ctx, SessionsPrefix(c.lineage.name), func(o store.Object) error {
+		listed = append(listed, o)
+		return nil
+	})
+	return listed, err
+}
+
+// dead returns the live packs of a head in which nothing is needed.
+func (c *chain) dead(ctx context.Context, h *Head) (map[PackName]bool, error) {
+	index, err := c.load(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.mark(ctx, h, index)
+	if err != nil {
+		return nil, err
+	}
+	packs := map[PackName]bool{}
+	for _, u := range m.usage() {
+		if u.marked == 0 {
+			packs[u.ref.Name] = true
+		}
+	}
+	return packs, nil
+}
+
+// sweep deletes those of the listed objects that the head neither lists as live nor has a session for. They are dead for
+// ever: their sessions are never registered again.
+func (c *chain) sweep(ctx context.Context, h *Head, listed []store.Object, done *Collected) error {
+	spared := map[string]bool{}
+	for _, p := range h.Live {
+		spared[p.Name.String()] = true
+	}
+	for i := range h.Sessions {
+		spared[SessionPrefix(h.Lineage, h.Sessions[i].Name())] = true
+	}
+	var names []string
+	for _, o := range listed {
+		session, _, within := strings.Cut(strings.TrimPrefix(o.Name, SessionsPrefix(h.Lineage)), "/")
+		if !within || spared[o.Name] || spared[SessionPrefix(h.Lineage, session)] {
+			continue
+		}
+		names = append(names, o.Name)
+		done.Objects++
+		done.Freed += o.Size
+	}
+	return c.remove(ctx, names)
+}
+
+// cleanHeads deletes all heads but those with the highest numbers. It goes by numbers alone, and reads none.
+func (c *chain) cleanHeads(ctx context.Context, done *Collected) error {
+	numbers, err := c.numbers(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, number := range numbers {
+		if number+c.repository.kept <= numbers[len(numbers)-1] {
+			names = append(names, HeadName(c.lineage.name, number))
+		}
+	}
+	done.Heads = len(names)
+	return c.remove(ctx, names)
+}
+
+// remove deletes objects, several at once. What is left because of an error, the next collection deletes.
+func (c *chain) remove(ctx context.Context, names []string) error {
+	group, removing := errgroup.WithContext(ctx)
+	group.SetLimit(c.repository.parallel(deletesAtOnce))
+	for _, name := range names {
+		if removing.Err() != nil {
+			break
+		}
+		group.Go(func() error { return c.repository.objects.Delete(removing, name) })
+	}
+	return errors.Join(group.Wait(), ctx.Err())
+}

@@ -1,0 +1,187 @@
+package repo
+
+import (
+	"context"
+	"fmt"
+
+	"orlop/internal/backup/store"
+	"orlop/internal/fault"
+)
+
+// heads mends the chain of a lineage.
+func (f *repairer) heads(ctx context.Context, c *chain) error {
+	known, err := f.knownHead(c)
+	if err != nil {
+		return err
+	}
+	h, trusted, findings, err := c.survey(ctx)
+	if err != nil {
+		return err
+	}
+	newest := h.Number
+	for _, finding := range findings {
+		newest = max(newest, finding.number)
+	}
+	object := HeadName(c.lineage.name, max(newest, 1))
+	switch {
+	case trusted && known <= h.Number:
+		return f.passOver(ctx, c, h, findings)
+	case trusted:
+		return f.rebuild(ctx, c, h, known, Step{
+			Object: object, Problem: fmt.Sprintf("this host has seen head %d: the destination was set back to an older state", known),
+			Action: "go on from the older state, with what else is found in packs",
+		})
+	}
+	problem := "all heads are missing"
+	if len(findings) > 0 {
+		problem = findings[len(findings)-1].problem.Error()
+	}
+	return f.rebuild(ctx, c, h, max(newest, known), Step{
+		Object: object, Problem: problem, Action: fmt.Sprintf("make a new head from head %d and what is found in packs", h.Number),
+	})
+}
+
+func (f *repairer) knownHead(c *chain) (uint64, error) {
+	if f.Memory == nil {
+		return 0, nil
+	}
+	known, err := f.Memory.Recall()
+	return known.Heads[c.lineage.name], err
+}
+
+// passOver writes so many heads that older ones, which are damaged or missing and which nothing needs, can be cleaned up.
+// A name among the kept numbers must never become free: a writer that slept could create it again.
+func (f *repairer) passOver(ctx context.Context, c *chain, h *Head, findings []headFinding) error {
+	if len(findings) == 0 {
+		return nil
+	}
+	last := findings[len(findings)-1]
+	problem := last.problem.Error()
+	if len(findings) > 1 {
+		problem = fmt.Sprintf("%d older heads are damaged or missing, the last: %v", len(findings), last.problem)
+	}
+	step := Step{
+		Object: HeadName(c.lineage.name, last.number), Problem: problem,
+		Action: fmt.Sprintf("no backup needs it; write heads until it is older than the %d that are kept, and delete it", Kept),
+	}
+	return f.step(step, func() error { return f.advance(ctx, c, last.number) })
+}
+
+// advance writes heads that change nothing until number is older than the kept ones, and cleans up.
+func (f *repairer) advance(ctx context.Context, c *chain, number uint64) error {
+	var h *Head
+	for h == nil || h.Number < number+f.repository.kept {
+		next, _, err := c.change(ctx, h, func(h *Head) (*Head, error) { return h.child(), nil })
+		if err != nil {
+			return err
+		}
+		h = next
+	}
+	numbers, err := c.numbers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers {
+		if n+f.repository.kept > numbers[len(numbers)-1] {
+			break
+		}
+		if err := f.repository.objects.Delete(ctx, HeadName(c.lineage.name, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rebuild writes a head above number with the backups and packs of h and what else is found. Backups that are found in
+// packs only count if all that they refer to is there.
+func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64, step Step) error {
+	next, err := f.found(ctx, c, h)
+	if err != nil {
+		return err
+	}
+	for _, r := range next.Records[len(h.Records):] {
+		step.Backups = append(step.Backups, r.ID())
+	}
+	next.Number, next.Parent = number+1, h.Nonce
+	if next.Parent == (ID{}) && number > 0 {
+		if err := fill(c.lineage.keys.Random, next.Parent[:]); err != nil { // whose it is nobody knows
+			return err
+		}
+	}
+	if number == 0 {
+		next.Parent = ID{}
+	}
+	return f.step(step, func() error {
+		written, err := c.write(ctx, next)
+		if err != nil {
+			return err
+		}
+		if !written {
+			return c.errBusy()
+		}
+		if f.Memory != nil {
+			err := f.Memory.Change(func(k *Known) {
+				k.Heads = cloned(k.Heads)
+				k.Heads[c.lineage.name] = max(k.Heads[c.lineage.name], next.Number)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		_, _, findings, err := c.survey(ctx)
+		if err != nil || len(findings) == 0 {
+			return err
+		}
+		return f.advance(ctx, c, findings[len(findings)-1].number)
+	})
+}
+
+// found returns a copy of a head, without sessions, to which all packs that are there are added, and the backups in them
+// that are whole.
+func (f *repairer) found(ctx context.Context, c *chain, h *Head) (*Head, error) {
+	next := h.child()
+	next.Sessions = nil
+	known := map[PackName]bool{}
+	for _, p := range next.Live {
+		known[p.Name] = true
+	}
+	err := f.repository.objects.List(ctx, SessionsPrefix(c.lineage.name), func(o store.Object) error {
+		name, err := ParsePackName(o.Name)
+		var session ID
+		if err != nil || known[name] || session.UnmarshalText([]byte(name.Session)) != nil {
+			return nil
+		}
+		_, _, err = c.lineage.ReadFooter(ctx, f.repository.objects, o.Name, o.Size)
+		if err == nil {
+			next.Live = append(next.Live, LivePack{name, o.Size})
+		} else if !fault.Is(err, fault.ErrCorrupt) && !fault.Is(err, fault.ErrNotFound) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	backups, err := findBackups(ctx, c.lineage, f.repository.objects)
+	if err != nil {
+		return nil, err
+	}
+	check, err := newLineageCheck(ctx, c.lineage, f.repository.objects, nil, next.Live)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range backups {
+		next.Sequence = max(next.Sequence, b.Sequence+1)
+		if _, there := next.Backup(b.Record); there {
+			continue
+		}
+		lost, err := check.treeOf(ctx, b.Backup)
+		if err != nil {
+			return nil, err
+		}
+		if len(lost) == 0 {
+			next.Records = append(next.Records, Record{b.Backup, b.encoded})
+		}
+	}
+	return next, nil
+}

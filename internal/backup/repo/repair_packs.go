@@ -1,0 +1,182 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"orlop/internal/fault"
+)
+
+// repairAttempts is how often the packs of a lineage are looked at anew because others wrote to it meanwhile.
+const repairAttempts = 3
+
+// errMoved tells that others wrote to a lineage since its packs were looked at.
+var errMoved = errors.New("others write to it at the same time")
+
+// packs saves what is good in damaged packs of a lineage. It reads all of its data.
+func (f *repairer) packs(ctx context.Context, c *chain) error {
+	for range repairAttempts {
+		before := len(f.steps)
+		err := f.packsOnce(ctx, c)
+		if !errors.Is(err, errMoved) {
+			return err
+		}
+		f.steps = f.steps[:before]
+	}
+	return fault.Errorf(fault.ErrInUse, "lineage %s: %w: wait until nothing backs up or prunes, and try again", c.lineage.name, errMoved)
+}
+
+// damagedPacks is what is wrong with the packs of a head, and what is to be done.
+type damagedPacks struct {
+	head  *Head
+	check *lineageCheck
+	drop  map[PackName]bool // packs to take off the live list
+	lost  map[string]bool   // records whose data is gone
+}
+
+func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
+	h, _, _, err := c.survey(ctx) // in a dry run, what comes nearest to the head that is to be made
+	if err != nil {
+		return err
+	}
+	d := &damagedPacks{head: h, drop: map[PackName]bool{}, lost: map[string]bool{}}
+	if d.check, err = newLineageCheck(ctx, c.lineage, f.repository.objects, h.Backups(), h.Live); err != nil {
+		return err
+	}
+	if err := d.check.each(ctx, slices.Collect(maps.Keys(d.check.packs)), (*packCheck).checkWhole, nil); err != nil {
+		return err
+	}
+	hurt, err := d.check.hurt(ctx)
+	if err != nil {
+		return err
+	}
+	steps := f.plan(d, hurt)
+	if len(d.drop)+len(d.lost) > 0 && !f.DryRun {
+		if err := f.replace(ctx, c, d); err != nil {
+			return err
+		}
+	}
+	for _, s := range steps {
+		s.Done = s.Done && !f.DryRun
+		if err := f.step(s, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plan decides which packs and which backups go.
+func (f *repairer) plan(d *damagedPacks, hurt map[string][]*Backup) (steps []Step) {
+	for _, finding := range d.check.findings(hurt, "") {
+		name, err := ParsePackName(finding.Object)
+		step := Step{Object: finding.Object, Problem: finding.Problem, Backups: finding.Backups}
+		switch {
+		case len(finding.Backups) > 0 && !f.DropDamaged:
+			step.Action = "the data of backups is lost: --drop-damaged drops them"
+		default:
+			step.Action, step.Done = "save its good records into a new pack, and drop it", true
+			if len(finding.Backups) > 0 {
+				step.Action += ", and the backups whose data is lost"
+			}
+			if err == nil {
+				d.drop[name] = true
+			}
+			for _, b := range hurt[finding.Object] {
+				d.lost[b.Record] = true
+			}
+		}
+		steps = append(steps, step)
+	}
+	return steps
+}
+
+// replace writes new packs with what is good in those to be dropped, and a head that lists them instead.
+func (f *repairer) replace(ctx context.Context, c *chain, d *damagedPacks) error {
+	s, registeredIn, err := c.register(ctx, RepairSession, nil)
+	if err != nil {
+		return err
+	}
+	defer s.release()
+	var saved []LivePack
+	if registeredIn.Parent == d.head.Nonce {
+		for name := range d.drop {
+			pack, err := f.rescue(ctx, c, d, s, name)
+			if err != nil {
+				return err
+			}
+			saved = append(saved, pack...)
+		}
+	}
+	h, _, err := c.change(ctx, registeredIn, func(h *Head) (*Head, error) {
+		if !s.mine(h) {
+			return nil, concluded{errFenced}
+		}
+		next := h.child()
+		next.end(s.ID)
+		if registeredIn.Parent == d.head.Nonce && h.Nonce == registeredIn.Nonce {
+			d.apply(next, saved)
+		} // else what was decided is not valid
+		return next, nil
+	})
+	if err != nil && !errors.Is(err, errFenced) {
+		return fmt.Errorf("repair: %w", err)
+	}
+	if !d.applied(h) {
+		return errMoved
+	}
+	return nil
+}
+
+// apply makes the decided changes to a head.
+func (d *damagedPacks) apply(next *Head, saved []LivePack) {
+	next.drop(d.drop)
+	next.Live = append(next.Live, saved...)
+	next.Records = slices.DeleteFunc(next.Records, func(r Record) bool { return d.lost[r.Record] })
+}
+
+// applied tells whether they stand in a head.
+func (d *damagedPacks) applied(h *Head) bool {
+	return !slices.ContainsFunc(h.Live, func(p LivePack) bool { return d.drop[p.Name] }) &&
+		!slices.ContainsFunc(h.Records, func(r Record) bool { return d.lost[r.Record] })
+}
+
+// rescue uploads a pack with the good records of a damaged one, if there are any.
+func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *registered, name PackName) ([]LivePack, error) {
+	p := d.check.packs[name]
+	if !p.known || p.missing {
+		return nil, nil
+	}
+	data, err := f.repository.objects.Get(ctx, name.String())
+	if err != nil {
+		return nil, err
+	}
+	w, err := c.lineage.newPackWriter(s.Name(), name.Kind, nil)
+	if err != nil {
+		return nil, err
+	}
+	compressor, err := newCompressor()
+	if err != nil {
+		return nil, err
+	}
+	_, _, err = c.lineage.SalvagePack(name.String(), data, func(e Entry, plaintext []byte, err error) error {
+		if err != nil {
+			return nil // it is lost
+		}
+		kept := Entry{ID: e.ID, Type: e.Type, Level: e.Level, Length: e.Length}
+		var payload []byte
+		payload, kept.flags = compressor.compress(nil, plaintext)
+		w.add(kept, payload)
+		return nil
+	})
+	if err != nil || len(w.entries) == 0 {
+		return nil, err
+	}
+	pack := w.finish()
+	if err := s.upload(ctx, pack); err != nil {
+		return nil, err
+	}
+	return []LivePack{{pack.Ref.Name, pack.Ref.Size}}, nil
+}

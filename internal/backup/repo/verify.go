@@ -1,0 +1,296 @@
+package repo
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/internal/backup/store"
+	"orlop/internal/fault"
+)
+
+// verifying is how many objects are checked at once.
+const verifying = 4
+
+// A packCheck is what is known of one live pack.
+type packCheck struct {
+	name    PackName
+	problem error             // nil if the pack is as it was written, as far as was looked
+	missing bool              // the object is not there
+	known   bool              // its list of records was read, and is in the index
+	wrong   map[ChunkID]error // its records that do not open
+	read    bool              // as a whole
+	size    int64             // of the object, as its head says
+	listed  int64             // as the store says
+}
+
+// bad tells what is wrong with a record of the pack.
+func (p *packCheck) bad(id ChunkID) error {
+	if p.missing {
+		return errLost(p.name, nil)
+	}
+	return p.wrong[id]
+}
+
+// lineageCheck checks the packs of one head, and the trees of its records.
+type lineageCheck struct {
+	lineage *Lineage
+	objects store.Store
+	backups []*Backup
+	packs   map[PackName]*packCheck
+	index   *Index
+
+	known map[ChunkID][]string // nodes that were walked: what is wrong below them
+	nodes *reading
+}
+
+// newLineageCheck reads the lists of records of the live packs.
+func newLineageCheck(ctx context.Context, lineage *Lineage, objects store.Store, backups []*Backup, live []LivePack) (*lineageCheck, error) {
+	c := &lineageCheck{
+		lineage: lineage, objects: objects, backups: backups, packs: map[PackName]*packCheck{}, index: NewIndex(),
+		known: map[ChunkID][]string{},
+	}
+	sizes := map[string]int64{}
+	err := objects.List(ctx, SessionsPrefix(lineage.Name()), func(o store.Object) error {
+		sizes[o.Name] = o.Size
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var names []PackName
+	for _, p := range live {
+		names = append(names, p.Name)
+		c.packs[p.Name] = &packCheck{name: p.Name, size: p.Size, listed: sizes[p.Name.String()], wrong: map[ChunkID]error{}}
+	}
+	if err := c.each(ctx, names, (*packCheck).checkFooter, nil); err != nil {
+		return nil, err
+	}
+	c.nodes = &reading{lineage: lineage, objects: objects, index: c.index,
+		renew: func(_ context.Context, absent PackName, unknown error) (*Index, error) {
+			return nil, errLost(absent, unknown)
+		}}
+	return c, nil
+}
+
+// each checks packs, several at once, and calls done for one after the other.
+func (c *lineageCheck) each(ctx context.Context, names []PackName,
+	check func(*packCheck, context.Context, *lineageCheck) error, done func(*packCheck)) error {
+	var mu sync.Mutex
+	group, checking := errgroup.WithContext(ctx)
+	group.SetLimit(verifying)
+	for _, name := range names {
+		if checking.Err() != nil {
+			break
+		}
+		p := c.packs[name]
+		group.Go(func() error {
+			if err := p.judge(check(p, checking, c)); err != nil {
+				return err
+			}
+			if done != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				done(p)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// judge takes an error for a problem of the pack. It returns those that say nothing about it.
+func (p *packCheck) judge(err error) error {
+	switch {
+	case fault.Is(err, fault.ErrNotFound):
+		p.missing, p.problem = true, errLost(p.name, nil)
+	case fault.Is(err, fault.ErrCorrupt):
+		p.problem = err
+	case err != nil:
+		return err
+	}
+	return nil
+}
+
+// checkFooter reads the list of records.
+func (p *packCheck) checkFooter(ctx context.Context, c *lineageCheck) error {
+	ref, entries, err := c.lineage.ReadFooter(ctx, c.objects, p.name.String(), p.size)
+	if err != nil {
+		return err
+	}
+	p.known = true
+	c.index.Add(ref, entries)
+	if p.listed != p.size {
+		return corrupt(p.name.String(), "it has %d bytes instead of %d", p.listed, p.size)
+	}
+	return nil
+}
+
+// checkWhole opens every record.
+func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
+	if !p.known {
+		return nil // its problem is
+	}
+	name := p.name.String()
+	data, err := c.objects.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	p.read = true
+	look := func(e Entry, _ []byte, err error) error {
+		if err != nil {
+			p.wrong[e.ID] = err
+		}
+		return nil
+	}
+	_, _, err = c.lineage.OpenPack(name, data, look)
+	if err != nil {
+		if _, _, failed := c.lineage.SalvagePack(name, data, look); failed != nil {
+			p.missing = true // since its list of records was read
+			return failed
+		}
+	}
+	if err == nil && len(p.wrong) > 0 {
+		err = corrupt(name, "%d of its records are not what was written", len(p.wrong))
+	}
+	return err
+}
+
+// hurt returns the backups that cannot be restored, by the names of the objects that are to blame.
+func (c *lineageCheck) hurt(ctx context.Context) (map[string][]*Backup, error) {
+	by := map[string][]*Backup{}
+	for _, b := range c.backups {
+		objects, err := c.treeOf(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		for _, object := range objects {
+			by[object] = append(by[object], b)
+		}
+	}
+	return by, nil
+}
+
+// treeOf returns what is wrong in the tree of a backup.
+func (c *lineageCheck) treeOf(ctx context.Context, b *Backup) ([]string, error) {
+	if b.Tree.Root == Hole {
+		return nil, nil
+	}
+	return c.below(ctx, b, Place{Level: levelsFor(b.Tree.Chunks), ID: b.Tree.Root})
+}
+
+// below returns the objects that are to blame for what is wrong with a node or a chunk and what is under it.
+func (c *lineageCheck) below(ctx context.Context, b *Backup, at Place) ([]string, error) {
+	if at.Index >= b.Tree.Chunks {
+		return []string{HeadPrefix(c.lineage.Name())}, nil // no pack is to blame
+	}
+	if at.Level == 0 {
+		return c.chunk(at.ID, b.ChunkSize), nil
+	}
+	if wrong, there := c.known[at.ID]; there {
+		return wrong, nil
+	}
+	n, err := loadNode(ctx, c.nodes, at.Level, at.ID)
+	if fault.Is(err, fault.ErrCorrupt) {
+		c.known[at.ID] = c.blame(at.ID, TypeNode, at.Level)
+		return c.known[at.ID], nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]bool{}
+	for i, id := range n {
+		if id == Hole {
+			continue
+		}
+		wrong, err := c.below(ctx, b, Place{Level: at.Level - 1, Index: at.Index + int64(i)*span(at.Level-1), ID: id})
+		if err != nil {
+			return nil, err
+		}
+		for _, object := range wrong {
+			found[object] = true
+		}
+	}
+	c.known[at.ID] = slices.Sorted(maps.Keys(found))
+	return c.known[at.ID], nil
+}
+
+// chunk returns what is wrong with a chunk, as far as its packs were looked at.
+func (c *lineageCheck) chunk(id ChunkID, size int) []string {
+	good := false
+	c.index.FindAll(id, func(ref PackRef, e Entry) bool {
+		good = e.Type == TypeChunk && int(e.Length) == size && c.packs[ref.Name].bad(id) == nil
+		return !good
+	})
+	if good {
+		return nil
+	}
+	return c.blame(id, TypeChunk, 0)
+}
+
+// blame returns the objects because of which a record is lost: those that hold it and are damaged or, if there are none,
+// those of which nobody knows what they held.
+func (c *lineageCheck) blame(id ChunkID, t Type, level int) (objects []string) {
+	c.index.FindAll(id, func(ref PackRef, e Entry) bool {
+		p := c.packs[ref.Name]
+		if p.bad(id) == nil {
+			p.wrong[id] = corrupt(ref.Name.String(), "%v is not of type %d and level %d, or not what was written", &e, t, level)
+		}
+		if p.problem == nil {
+			p.problem = p.bad(id)
+		}
+		objects = append(objects, ref.Name.String())
+		return true
+	})
+	if objects != nil {
+		return objects
+	}
+	for _, p := range c.packs {
+		if !p.known {
+			objects = append(objects, p.name.String())
+		}
+	}
+	slices.Sort(objects)
+	if objects == nil {
+		// No pack was damaged: the head must be wrong, or who wrote it.
+		objects = []string{HeadPrefix(c.lineage.Name())}
+	}
+	return objects
+}
+
+// misses tells whether a pack is not there.
+func (c *lineageCheck) misses() bool {
+	for _, p := range c.packs {
+		if p.missing {
+			return true
+		}
+	}
+	return false
+}
+
+// needed returns the packs that the trees of the backups lead to.
+func (c *lineageCheck) needed(ctx context.Context) (map[PackName]bool, error) {
+	needed := map[PackName]bool{}
+	add := func(id ChunkID) {
+		c.index.FindAll(id, func(ref PackRef, _ Entry) bool {
+			needed[ref.Name] = true
+			return true
+		})
+	}
+	for _, b := range c.backups {
+		err := Walk(ctx, c.nodes, b.Tree, func(at Place) (bool, error) {
+			add(at.ID)
+			return true, nil
+		})
+		if err != nil && !fault.Is(err, fault.ErrCorrupt) { // what is damaged is found later
+			return nil, err
+		}
+	}
+	return needed, nil
+}
