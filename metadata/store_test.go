@@ -51,7 +51,8 @@ func sample(t *testing.T) (dir string) {
 					return err
 				}
 			}
-			return errors.Join(tx.PutPool(Pool{Name: "default", UUID: "uuid"}), tx.PutIntent(Intent{Volume: "volume-001"}), tx.PutEpoch(7))
+			snapshot := Snapshot{ID: "snapshot-001", Name: "s", State: Ready, Volume: Volume{ID: "volume-001"}}
+			return errors.Join(tx.PutSnapshot(snapshot), tx.PutPool(Pool{Name: "default", UUID: "uuid"}), tx.PutIntent(Intent{Volume: "volume-001"}), tx.PutEpoch(7))
 		})
 	}
 	if err := s.Close(); err != nil {
@@ -68,11 +69,13 @@ func readEverything(s *Store) error {
 		_, poolsErr := tx.Pools()
 		_, holdersErr := tx.Holders("")
 		_, intentsErr := tx.Intents()
-		err = errors.Join(err, devicesErr, poolsErr, holdersErr, intentsErr, tx.Names(func(string) error { return nil }))
+		_, snapshotsErr := tx.Snapshots("")
+		err = errors.Join(err, snapshotsErr, devicesErr, poolsErr, holdersErr, intentsErr, tx.Names(func(string) error { return nil }))
 		for _, v := range volumes {
 			_, named := tx.VolumeNamed(v.Name)
 			_, held := tx.Holders(v.ID)
-			err = errors.Join(err, named, held)
+			_, taken := tx.Snapshots(v.ID)
+			err = errors.Join(err, named, held, taken)
 		}
 		_ = tx.Epoch()
 		return err

@@ -228,7 +228,7 @@ func FuzzRecords(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = s.Close() })
-	for _, record := range []any{Volume{ID: "1", Name: "a", State: Ready}, Device{}, Pool{}, Holder{}, Intent{}, 1, "x", nil, []int{}} {
+	for _, record := range []any{Volume{ID: "1", Name: "a", State: Ready}, Snapshot{ID: "1", Name: "s", State: Ready}, Device{}, Pool{}, Holder{}, Intent{}, 1, "x", nil, []int{}} {
 		raw, err := json.Marshal(record)
 		if err != nil {
 			f.Fatal(err)
@@ -240,7 +240,7 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"size":1e99,"labels":{"a":null}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		err := s.db.Update(func(tx *bolt.Tx) error {
-			for _, bucket := range [][]byte{bucketVolumes, bucketDevices, bucketPools, bucketHolders, bucketIntents} {
+			for _, bucket := range [][]byte{bucketVolumes, bucketSnapshots, bucketDevices, bucketPools, bucketHolders, bucketIntents} {
 				if err := tx.Bucket(bucket).Put([]byte("key"), raw); err != nil {
 					t.Fatal(err)
 				}
@@ -263,7 +263,9 @@ func decode(t *testing.T, tx *Tx) {
 	_, poolsErr := tx.Pools()
 	_, holdersErr := tx.Holders("")
 	_, intentsErr := tx.Intents()
-	for _, err := range []error{volumeErr, volumesErr, deviceErr, devicesErr, poolErr, poolsErr, holdersErr, intentsErr} {
+	_, snapshotErr := tx.Snapshot("key")
+	_, snapshotsErr := tx.Snapshots("")
+	for _, err := range []error{snapshotErr, snapshotsErr, volumeErr, volumesErr, deviceErr, devicesErr, poolErr, poolsErr, holdersErr, intentsErr} {
 		if err != nil && !fault.Is(err, fault.ErrCorrupt) {
 			t.Error(err)
 		}
@@ -271,6 +273,12 @@ func decode(t *testing.T, tx *Tx) {
 	if volumeErr != nil {
 		if err := tx.PutVolume(Volume{ID: "key", Name: "n", State: Ready}); !fault.Is(err, fault.ErrCorrupt) {
 			t.Errorf("put over an unreadable record: %v", err)
+		}
+	}
+	if snapshotErr != nil {
+		put := tx.PutSnapshot(Snapshot{ID: "key", Name: "n", State: Ready})
+		if forget := tx.DeleteSnapshot("key"); !fault.Is(put, fault.ErrCorrupt) || !fault.Is(forget, fault.ErrCorrupt) {
+			t.Errorf("put over an unreadable snapshot: %v; forget it: %v", put, forget)
 		}
 	}
 }

@@ -22,16 +22,19 @@ import (
 
 // A crashVolume is what a worker knows of a volume: what was acknowledged, and what is not yet.
 type crashVolume struct {
-	name    string
-	exists  bool
-	xfs     bool
-	size    int64
-	label   string
-	holder  string // Docker's mount ID, "user" for 'orlop mount', or empty
-	path    string // where it is mounted
-	files   map[string][sha256.Size]byte
-	serial  int
-	pending *crashStep // not answered when the daemon was killed
+	name   string
+	exists bool
+	xfs    bool
+	size   int64
+	device int64 // size of the device: after a rollback perhaps less than size, until the next mount
+	label  string
+	holder string // Docker's mount ID, "user" for 'orlop mount', or empty
+	path   string // where it is mounted
+	crashContent
+	snapshots []*crashSnapshot
+	serial    int
+	writer    *crashWriter // that may still write; nil for none
+	pending   *crashStep   // not answered when the daemon was killed
 }
 
 // A crashStep is one request, and what is so once it is acknowledged.
@@ -39,6 +42,8 @@ type crashStep struct {
 	name  string
 	do    func() error
 	apply func()
+	// happened finds out whether a step that was not answered has happened; nil for those that decide knows.
+	happened func(t *testing.T, view daemon.View, there bool) bool
 }
 
 func (v *crashVolume) request() control.Request { return control.Request{Name: v.name} }
@@ -93,47 +98,59 @@ func (v *crashVolume) steps(h *crashHost, w *worker) []crashStep {
 	v.serial++
 	switch {
 	case !v.exists:
+		if copies := w.copySteps(h, v); len(copies) > 0 && w.rng.IntN(2) == 0 {
+			return copies
+		}
 		size := (16 + 4*w.rng.Int64N(4)) * crashMiB
 		return []crashStep{
-			{"create", func() error { return h.create(v.name, size, "ext4") }, v.created(size, false)},
-			{"docker create", func() error {
+			{name: "create", do: func() error { return h.create(v.name, size, "ext4") }, apply: v.created(size, false, noContent)},
+			{name: "docker create", do: func() error {
 				return h.docker("Create", dockerRequest{Name: v.name, Opts: map[string]string{"size": fmt.Sprint(size), "label.version": "0"}}, nil)
-			}, v.created(size, false)},
-			{"create xfs", func() error { return h.create(v.name, 300*crashMiB, "xfs") }, v.created(300*crashMiB, true)},
+			}, apply: v.created(size, false, noContent)},
+			{name: "create xfs", do: func() error { return h.create(v.name, 300*crashMiB, "xfs") }, apply: v.created(300*crashMiB, true, noContent)},
 		}
 	case v.holder == "":
-		return append(v.anyTime(h, "resize"), v.mountSteps(h)...)
+		return slices.Concat(v.anyTime(h, "resize"), v.mountSteps(h), v.deleteSteps(h), v.restoreSteps(h, w), v.snapshotSteps(h, w, "snapshot"))
 	}
-	return append(v.anyTime(h, "resize mounted"), v.mountedSteps(h, w)...)
+	return slices.Concat(v.anyTime(h, "resize mounted"), v.mountedSteps(h, w), v.snapshotSteps(h, w, "snapshot mounted"))
 }
 
-func (v *crashVolume) created(size int64, xfs bool) func() {
+func (v *crashVolume) created(size int64, xfs bool, content func() crashContent) func() {
 	return func() {
-		v.exists, v.size, v.xfs, v.label, v.files = true, size, xfs, "0", map[string][sha256.Size]byte{}
+		v.exists, v.size, v.device, v.xfs, v.label, v.crashContent = true, size, size, xfs, "0", content()
 	}
 }
 
-func (v *crashVolume) deleted() { v.exists, v.files = false, nil }
+func (v *crashVolume) deleted() { v.exists, v.crashContent, v.snapshots = false, crashContent{}, nil }
 
 // anyTime lists what may be asked for whether the volume is mounted or not.
 func (v *crashVolume) anyTime(h *crashHost, resize string) []crashStep {
 	size, label := v.size+4*crashMiB, fmt.Sprint(v.serial)
 	steps := []crashStep{
-		{"set", func() error {
+		{name: "set", do: func() error {
 			return h.post("/volumes/set", control.Request{Name: v.name, Labels: []string{"version=" + label}}, nil)
-		}, func() { v.label = label }},
-		{"trim", func() error { return h.post("/volumes/trim", v.request(), nil) }, func() {}},
+		}, apply: func() { v.label = label }},
+		{name: "trim", do: func() error { return h.post("/volumes/trim", v.request(), nil) }, apply: func() { v.device = v.size }},
 	}
-	if size > 400*crashMiB || !v.mayGrow() {
+	if size > 400*crashMiB {
 		return steps
 	}
-	return append(steps, crashStep{resize, func() error {
-		return h.post("/volumes/resize", control.Request{Name: v.name, Size: fmt.Sprint(size)}, nil)
-	}, func() { v.size = size }})
+	refused := false
+	return append(steps, crashStep{name: resize, do: func() error {
+		err := h.post("/volumes/resize", control.Request{Name: v.name, Size: fmt.Sprint(size)}, nil)
+		if refused = fault.Is(err, fault.ErrUnsupported) && !v.mayGrow(); refused {
+			return nil
+		}
+		return err
+	}, apply: func() {
+		if !refused {
+			v.size, v.device = size, size
+		}
+	}})
 }
 
-// mayGrow tells whether a resize is not refused. Without CAP_SYS_RESOURCE a mounted ext4 is, while a container that Docker
-// has asked for may be starting.
+// mayGrow tells whether a resize must not be refused. Without CAP_SYS_RESOURCE that of a mounted ext4 is while the
+// container that Docker mounted it for may be starting.
 func (v *crashVolume) mayGrow() bool {
 	ext4, err := fs.Lookup("ext4")
 	return v.holder == "" || v.holder == "user" || v.xfs || err == nil && ext4.GrowsMounted()
@@ -144,12 +161,25 @@ func (v *crashVolume) mountSteps(h *crashHost) []crashStep {
 	var answer dockerAnswer
 	id := fmt.Sprintf("id-%d", v.serial)
 	return []crashStep{
-		{"mount", func() error { return h.post("/volumes/mount", v.request(), &mounted) }, func() { v.holder, v.path = "user", mounted.Path }},
-		{"docker mount", func() error {
+		{name: "mount", do: func() error { return h.post("/volumes/mount", v.request(), &mounted) }, apply: func() {
+			v.holder, v.path, v.device = "user", mounted.Path, v.size
+		}},
+		{name: "docker mount", do: func() error {
 			return h.docker("Mount", dockerRequest{Name: v.name, ID: id}, &answer)
-		}, func() { v.holder, v.path = id, answer.Mountpoint }},
-		{"delete", func() error { return h.post("/volumes/delete", v.request(), nil) }, v.deleted},
-		{"docker remove", func() error { return h.docker("Remove", dockerRequest{Name: v.name}, nil) }, v.deleted},
+		}, apply: func() { v.holder, v.path, v.device = id, answer.Mountpoint, v.size }},
+	}
+}
+
+// deleteSteps lists the ways to delete a volume that is not mounted. Snapshots stand in the way of two of them.
+func (v *crashVolume) deleteSteps(h *crashHost) []crashStep {
+	if len(v.snapshots) > 0 {
+		return []crashStep{{name: "delete with snapshots", do: func() error {
+			return h.post("/volumes/delete", control.Request{Name: v.name, Snapshots: true}, nil)
+		}, apply: v.deleted}}
+	}
+	return []crashStep{
+		{name: "delete", do: func() error { return h.post("/volumes/delete", v.request(), nil) }, apply: v.deleted},
+		{name: "docker remove", do: func() error { return h.docker("Remove", dockerRequest{Name: v.name}, nil) }, apply: v.deleted},
 	}
 }
 
@@ -159,17 +189,17 @@ func (v *crashVolume) mountedSteps(h *crashHost, w *worker) []crashStep {
 	for i := range content {
 		content[i] = byte(w.rng.Uint32())
 	}
-	unmount := crashStep{"docker unmount", func() error {
+	unmount := crashStep{name: "docker unmount", do: func() error {
 		return h.docker("Unmount", dockerRequest{Name: v.name, ID: v.holder}, nil)
-	}, func() { v.holder = "" }}
+	}, apply: func() { v.holder = "" }}
 	if v.holder == "user" {
-		unmount = crashStep{"umount", func() error { return h.post("/volumes/umount", v.request(), nil) }, func() { v.holder = "" }}
+		unmount = crashStep{name: "umount", do: func() error { return h.post("/volumes/umount", v.request(), nil) }, apply: func() { v.holder = "" }}
 	}
-	return []crashStep{unmount, {"write", func() error {
+	return []crashStep{unmount, {name: "write", do: func() error {
 		w.writing.Store(true)
 		defer w.writing.Store(false)
 		return writeDurably(filepath.Join(v.path, file), content)
-	}, func() { v.files[file] = sha256.Sum256(content) }}}
+	}, apply: func() { v.files[file] = sha256.Sum256(content) }}}
 }
 
 // writeDurably replaces a file by rename, all synced.
@@ -192,16 +222,22 @@ func writeDurably(path string, content []byte) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// verify compares a volume with what was acknowledged, and with what was asked for and not answered, which may have
-// happened or not; from then on it is known.
-func (v *crashVolume) verify(t *testing.T, h *crashHost) {
+// settle finds out whether what was asked for and not answered has happened; from then on it is known. It returns what
+// that was.
+func (v *crashVolume) settle(t *testing.T, h *crashHost) (pending *crashStep) {
 	t.Helper()
-	pending := v.pending
-	v.pending = nil
-	view, there := h.view(t, v.name)
-	if pending != nil {
-		v.decide(h, *pending, view, there)
+	v.awaitWriter(t)
+	if pending, v.pending = v.pending, nil; pending != nil {
+		view, there := h.view(t, v.name)
+		v.decide(t, h, *pending, view, there)
 	}
+	return pending
+}
+
+// verify compares a volume and its snapshots with what is known of them.
+func (v *crashVolume) verify(t *testing.T, h *crashHost, pending *crashStep) {
+	t.Helper()
+	view, there := h.view(t, v.name)
 	if there != v.exists {
 		t.Errorf("volume %s: there %t, want %t (not answered: %s)", v.name, there, v.exists, pending)
 		return
@@ -212,18 +248,22 @@ func (v *crashVolume) verify(t *testing.T, h *crashHost) {
 	if view.State != "ready" || view.Size != v.size || view.Labels["version"] != v.label || view.Problem != "" || view.ReadOnly {
 		t.Errorf("volume %s: %+v, want size %d and version %s (not answered: %s)", v.name, view, v.size, v.label, pending)
 	}
+	v.wantSnapshots(t, view, pending)
 	if v.holder != "" {
 		if !view.Mounted || view.Mountpoint != v.path || len(view.Holders) != 1 {
 			t.Errorf("volume %s: held as %s at %s, but %+v (not answered: %s)", v.name, v.holder, v.path, view, pending)
 			return
 		}
-		v.wantFiles(t, v.path)
+		wantThawed(t, v.path)
+		if problem := v.problem(v.path); problem != "" {
+			t.Errorf("volume %s: %s (not answered: %s)", v.name, problem, pending)
+		}
 		return
 	}
-	var answer dockerAnswer
-	check(t, h.docker("Mount", dockerRequest{Name: v.name, ID: "probe"}, &answer))
-	v.wantFiles(t, answer.Mountpoint)
-	check(t, h.docker("Unmount", dockerRequest{Name: v.name, ID: "probe"}, nil))
+	if problem := h.look(t, v.name, v.problem); problem != "" {
+		t.Errorf("volume %s: %s (not answered: %s)", v.name, problem, pending)
+	}
+	v.device = v.size
 	if view, _ := h.view(t, v.name); view.Mounted || len(view.Holders) > 0 {
 		t.Errorf("volume %s: unmounted, but %+v (not answered: %s)", v.name, view, pending)
 	}
@@ -238,20 +278,27 @@ func (s *crashStep) String() string {
 
 // decide finds out whether a step that was not answered has happened. Mounts are settled: what was in between is
 // asked for again, as Docker does.
-func (v *crashVolume) decide(h *crashHost, s crashStep, view daemon.View, there bool) {
+func (v *crashVolume) decide(t *testing.T, h *crashHost, s crashStep, view daemon.View, there bool) {
+	t.Helper()
+	if s.happened != nil {
+		if s.happened(t, view, there) {
+			s.apply()
+		}
+		return
+	}
 	switch s.name {
 	case "create", "docker create", "create xfs":
 		if there {
 			s.apply()
 		}
-	case "delete", "docker remove":
+	case "delete", "docker remove", "delete with snapshots":
 		if !there {
 			s.apply()
 		}
 	case "resize", "resize mounted", "set":
 		if before := *v; there {
 			if s.apply(); view.Size != v.size || view.Labels["version"] != v.label {
-				v.size, v.label = before.size, before.label
+				v.size, v.device, v.label = before.size, before.device, before.label
 			}
 		}
 	case "mount", "docker mount", "umount", "docker unmount":
@@ -265,26 +312,6 @@ func (v *crashVolume) decide(h *crashHost, s crashStep, view daemon.View, there 
 		}
 	}
 }
-
-// wantFiles checks every file that was synced.
-func (v *crashVolume) wantFiles(t *testing.T, dir string) {
-	t.Helper()
-	for name, want := range v.files {
-		content, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil || sha256.Sum256(content) != want {
-			t.Errorf("volume %s: %s is not what was synced (%d bytes, %v)", v.name, name, len(content), err)
-		}
-	}
-	if len(v.files) > 0 {
-		return
-	}
-	if left := names(t, dir); len(left) > 0 && !slices.ContainsFunc(left, isPartial) {
-		t.Errorf("volume %s is new, and not empty: %q", v.name, left)
-	}
-}
-
-// isPartial tells the name of a file that was being written.
-func isPartial(name string) bool { return filepath.Ext(name) == ".new" }
 
 // letGo unmounts a volume.
 func (v *crashVolume) letGo(t *testing.T, h *crashHost) {

@@ -1,16 +1,19 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"context"
+	"runtime"
+	"sync"
 
 	"orlop/blockdev"
 	"orlop/fs"
+	"orlop/internal/volume"
 	"orlop/metadata"
 )
 
-// A cut counts the effects that a Manager has on its pools, its records and the host, and ends the Manager's life
+// A cut counts the effects that the Managers have on their pools, their records and the host, and ends their life
 // before or after one of them, as if the process had been killed there: from then on nothing has an effect.
 type cut struct {
 	at    int    // number of the effect, from 1; 0 for none
@@ -18,30 +21,50 @@ type cut struct {
 	after bool
 	act   func() // done there instead of ending
 
+	mu      sync.Mutex // guards what follows: the volumes of a group are frozen at the same time
 	effects []string
 	ended   bool
 	reached bool
+	open    []*fs.Held
+}
+
+// arm has the life end before or after its at-th effect from now on, or act called there instead if it is not nil.
+func (c *cut) arm(at int, after bool, act func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at, c.after, c.act = at, after, act
+	c.effects, c.reached = nil, false
 }
 
 // killed is what a Manager panics with when its life is cut.
 type killed struct{}
 
+// begin notes an effect, and tells whether the cut is there.
+func (c *cut) begin(name string) (here bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		panic(killed{}) // what is deferred does not happen either
+	}
+	c.effects = append(c.effects, name)
+	here = !c.reached && (len(c.effects) == c.at || name == c.on)
+	c.reached = c.reached || here
+	return here
+}
+
 func (c *cut) kill() {
-	c.reached = true
 	if c.act != nil {
 		c.act()
 		return
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.ended = true
 	panic(killed{})
 }
 
 func (c *cut) effect(name string, do func() error) error {
-	if c.ended {
-		panic(killed{}) // what is deferred does not happen either
-	}
-	c.effects = append(c.effects, name)
-	here := !c.reached && (len(c.effects) == c.at || name == c.on)
+	here := c.begin(name)
 	if here && !c.after {
 		c.kill()
 	}
@@ -50,6 +73,22 @@ func (c *cut) effect(name string, do func() error) error {
 		c.kill()
 	}
 	return err
+}
+
+func (c *cut) hold(held *fs.Held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, held)
+}
+
+// close closes what a life that has ended had open, as the kernel does.
+func (c *cut) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, held := range c.open {
+		_ = held.Close() // it may have been closed
+	}
+	c.open = nil
 }
 
 // run calls an operation, and tells whether its life was cut.
@@ -116,63 +155,96 @@ func (p cutPool) Remove(ctx context.Context, id blockdev.ID) error {
 }
 
 type cutRecords struct {
-	records
+	volume.Records
 	*cut
 }
 
 func (r cutRecords) Update(ctx context.Context, fn func(*metadata.Tx) error) error {
-	return r.effect("records.Update", func() error { return r.records.Update(ctx, fn) })
+	return r.effect("records.Update", func() error { return r.Records.Update(ctx, fn) })
 }
 
 type cutHost struct {
-	host
+	volume.Host
 	*cut
 }
 
 func (h cutHost) Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error {
-	return h.effect("host.Make", func() error { return h.host.Make(ctx, kind, device, uid, gid) })
+	return h.effect("host.Make", func() error { return h.Host.Make(ctx, kind, device, uid, gid) })
 }
 
 func (h cutHost) FinishRoot(dir string, uid, gid int, mode uint32) error {
-	return h.effect("host.FinishRoot", func() error { return h.host.FinishRoot(dir, uid, gid, mode) })
+	return h.effect("host.FinishRoot", func() error { return h.Host.FinishRoot(dir, uid, gid, mode) })
 }
 
 func (h cutHost) RemoveLostFound(dir string) error {
-	return h.effect("host.RemoveLostFound", func() error { return h.host.RemoveLostFound(dir) })
+	return h.effect("host.RemoveLostFound", func() error { return h.Host.RemoveLostFound(dir) })
 }
 
 func (h cutHost) Mount(kind fs.Type, device, dir string, options []string) error {
-	return h.effect("host.Mount", func() error { return h.host.Mount(kind, device, dir, options) })
+	return h.effect("host.Mount", func() error { return h.Host.Mount(kind, device, dir, options) })
 }
 
 func (h cutHost) Unmount(dir string) error {
-	return h.effect("host.Unmount", func() error { return h.host.Unmount(dir) })
+	return h.effect("host.Unmount", func() error { return h.Host.Unmount(dir) })
 }
 
 func (h cutHost) Bind(from, dir string) error {
-	return h.effect("host.Bind", func() error { return h.host.Bind(from, dir) })
+	return h.effect("host.Bind", func() error { return h.Host.Bind(from, dir) })
 }
 
 func (h cutHost) Grow(kind fs.Type, device, dir string, size int64) error {
-	return h.effect("host.Grow", func() error { return h.host.Grow(kind, device, dir, size) })
+	return h.effect("host.Grow", func() error { return h.Host.Grow(kind, device, dir, size) })
 }
 
 func (h cutHost) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
-	return h.effect("host.GrowOffline", func() error { return h.host.GrowOffline(ctx, kind, device) })
+	return h.effect("host.GrowOffline", func() error { return h.Host.GrowOffline(ctx, kind, device) })
 }
 
 func (h cutHost) Repair(ctx context.Context, kind fs.Type, device string) (done bool, err error) {
 	err = h.effect("host.Repair", func() error {
-		done, err = h.host.Repair(ctx, kind, device)
+		done, err = h.Host.Repair(ctx, kind, device)
 		return err
 	})
 	return done, err
 }
 
 func (h cutHost) MakeMountpoint(dir string) error {
-	return h.effect("host.MakeMountpoint", func() error { return h.host.MakeMountpoint(dir) })
+	return h.effect("host.MakeMountpoint", func() error { return h.Host.MakeMountpoint(dir) })
 }
 
 func (h cutHost) RemoveMountpoint(dir string) error {
-	return h.effect("host.RemoveMountpoint", func() error { return h.host.RemoveMountpoint(dir) })
+	return h.effect("host.RemoveMountpoint", func() error { return h.Host.RemoveMountpoint(dir) })
+}
+
+func (h cutHost) Sync(dir string) error {
+	return h.effect("host.Sync", func() error { return h.Host.Sync(dir) })
+}
+
+// Freeze is called in a goroutine of its own, whose panic would end the program. So only the goroutine ends where the
+// life is cut; the operation does at its next effect.
+func (h cutHost) Freeze(dir string) (held *fs.Held, err error) {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case killed:
+			runtime.Goexit()
+		default:
+			panic(p)
+		}
+	}()
+	err = h.effect("host.Freeze", func() error {
+		if held, err = h.Host.Freeze(dir); err == nil {
+			h.hold(held)
+		}
+		return err
+	})
+	return held, err
+}
+
+func (h cutHost) EndFreeze(held *fs.Held) error {
+	return h.effect("host.EndFreeze", func() error { return h.Host.EndFreeze(held) })
+}
+
+func (h cutHost) Thaw(dir string) error {
+	return h.effect("host.Thaw", func() error { return h.Host.Thaw(dir) })
 }

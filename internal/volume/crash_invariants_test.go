@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"context"
@@ -17,23 +17,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"orlop/blockdev"
 	"orlop/fs"
+	"orlop/internal/volume"
 	"orlop/metadata"
 )
 
 // A picture is what a world shows to its users, without what is minted anew each time.
 type picture struct {
-	Volumes map[string]string // records, by name
-	Unknown int               // devices
-	Holders []string          // volume and ID
-	Mounts  []string          // below the root and the user's directory
-	Epoch   uint64
+	Volumes   map[string]string // records, by name
+	Snapshots map[string]string // records, by snapshotKey
+	Unknown   int               // devices
+	Holders   []string          // volume and ID
+	Mounts    []string          // below the root and the user's directory
+	Epoch     uint64
 }
 
 // lines is the picture, a fact on each line.
 func (p picture) lines() (lines []string) {
 	for name, record := range p.Volumes {
 		lines = append(lines, "volume "+name+": "+record)
+	}
+	for key, record := range p.Snapshots {
+		lines = append(lines, "snapshot "+key+": "+record)
 	}
 	for _, h := range p.Holders {
 		lines = append(lines, "holder "+h)
@@ -54,9 +60,12 @@ func (p picture) afterPowerCut() picture {
 
 func (w *world) picture(t testing.TB) picture {
 	t.Helper()
-	p := picture{Volumes: map[string]string{}}
+	p := picture{Volumes: map[string]string{}, Snapshots: map[string]string{}}
 	for _, v := range w.volumes(t) {
 		p.Volumes[v.Name] = w.normal(t, v)
+	}
+	for _, s := range w.snapshots(t) {
+		p.Snapshots[snapshotKey(s)] = fmt.Sprintf("%s %s %d %v grouped=%t", s.State, s.Consistency, s.Size, s.Labels, s.Group != "")
 	}
 	unknown, err := w.Unknowns(t.Context())
 	check(t, err)
@@ -83,26 +92,31 @@ func (w *world) picture(t testing.TB) picture {
 func (w *world) normal(t testing.TB, v metadata.Volume) string {
 	t.Helper()
 	if !w.original[v.ID] {
-		v.ID, v.Lineage, v.Device, v.Created = "", "", "", time.Time{}
+		v.ID, v.Created = "", time.Time{}
+		if !w.original[v.Lineage] {
+			v.Lineage = ""
+		}
 	}
-	return fmt.Sprintf("%s %s %d %s %d:%d %o %v protected=%t %s %s %s",
-		v.State, v.Filesystem, v.Size, v.MountOptions, v.UID, v.GID, v.Mode, v.Labels, v.Protected, v.ID, v.Device, v.Created)
+	if !w.original[v.ID] || v.Rollbacks > 0 {
+		v.Device = ""
+	}
+	return fmt.Sprintf("%s %s %d %s %d:%d %o %v protected=%t rollbacks=%d %s %s %s %s", v.State, v.Filesystem, v.Size, v.MountOptions,
+		v.UID, v.GID, v.Mode, v.Labels, v.Protected, v.Rollbacks, v.ID, v.Lineage, v.Device, v.Created)
 }
 
 // wantSound checks all that must be so whenever a daemon is ready, whatever happened before.
 func (w *world) wantSound(t *testing.T) {
 	t.Helper()
-	known := map[string]metadata.Volume{}
 	mounted := map[string]bool{}
 	names := map[string]bool{}
 	for _, v := range w.volumes(t) {
-		known[v.Device] = v
 		names[v.Name] = true
 		if v.State != metadata.Ready {
 			t.Errorf("volume %s is left %s", v.Name, v.State)
 		}
 	}
-	w.wantDevices(t, known)
+	w.wantDevices(t)
+	w.wantThawed(t)
 	for _, dir := range w.mounts(t) {
 		switch {
 		case dir == w.user:
@@ -132,14 +146,33 @@ func (w *world) wantSound(t *testing.T) {
 
 func deviceNumberOf(t testing.TB, path string) uint64 {
 	t.Helper()
-	number, err := deviceNumber(path)
+	number, err := volume.DeviceNumber(path)
 	check(t, err)
 	return number
 }
 
-// wantDevices checks that records and images belong together one by one, and that no other file is in the pool.
-func (w *world) wantDevices(t *testing.T, known map[string]metadata.Volume) {
+// An owner is whose a device is, and the kind and the seal that it must have.
+type owner struct {
+	id, name, kind string
+}
+
+func (w *world) owners(t testing.TB) map[string]owner {
 	t.Helper()
+	known := map[string]owner{}
+	for _, v := range w.volumes(t) {
+		known[v.Device] = owner{v.ID, v.Name, metadata.KindVolume}
+	}
+	for _, s := range w.snapshots(t) {
+		known[s.Device] = owner{s.ID, s.Name, metadata.KindSnapshot}
+	}
+	return known
+}
+
+// wantDevices checks that records and images belong together one by one, that snapshots' and no others are sealed, and
+// that no other file is in the pool.
+func (w *world) wantDevices(t *testing.T) {
+	t.Helper()
+	known := w.owners(t)
 	var devices []metadata.Device
 	check(t, w.store.View(func(tx *metadata.Tx) (err error) {
 		devices, err = tx.Devices()
@@ -148,25 +181,22 @@ func (w *world) wantDevices(t *testing.T, known map[string]metadata.Volume) {
 	recorded := map[string]bool{}
 	for _, d := range devices {
 		recorded[d.ID] = true
-		if _, ok := known[d.ID]; !ok {
-			t.Errorf("device %s belongs to no volume", d.ID)
+		if whose, ok := known[d.ID]; !ok || whose.kind != d.Kind {
+			t.Errorf("device %s of kind %s belongs to %+v", d.ID, d.Kind, whose)
 		}
 	}
 	if len(devices) != len(known) {
-		t.Errorf("%d volumes have %d devices", len(known), len(devices))
+		t.Errorf("%d volumes and snapshots have %d devices", len(known), len(devices))
 	}
 	infos, err := w.pool.List(t.Context())
 	check(t, err)
 	files := map[string]bool{}
 	for _, info := range infos {
 		files[string(info.ID)+".img"], files[string(info.ID)+".json"] = true, true
-		v, ok := known[string(info.ID)]
 		delete(recorded, string(info.ID))
-		if !ok {
-			continue // the pictures count what is unknown
-		}
-		if carried, err := decode(w.pools["loop"], info); err != nil || carried.Volume == nil || carried.Volume.ID != v.ID || carried.Volume.Name != v.Name {
-			t.Errorf("volume %s: its device carries the record %+v: %v", v.Name, carried, err)
+		if whose, ok := known[string(info.ID)]; ok { // the pictures count what is unknown
+			w.wantCarried(t, whose, info)
+			w.wantSealed(t, whose, w.imageOf(string(info.ID)))
 		}
 	}
 	if len(recorded) > 0 {
@@ -181,6 +211,66 @@ func (w *world) wantDevices(t *testing.T, known map[string]metadata.Volume) {
 	if len(files) > 0 {
 		t.Errorf("gone from the pool: %v", slices.Sorted(maps.Keys(files)))
 	}
+}
+
+// wantCarried checks that a device tells whose it is, and that it is ready.
+func (w *world) wantCarried(t *testing.T, whose owner, info blockdev.Info) {
+	t.Helper()
+	v, s, err := w.Carried("loop", info)
+	got := owner{}
+	var state metadata.State
+	switch {
+	case s != nil:
+		got, state = owner{s.ID, s.Name, metadata.KindSnapshot}, s.State
+	case v != nil:
+		got, state = owner{v.ID, v.Name, metadata.KindVolume}, v.State
+	}
+	if got != whose || state != metadata.Ready {
+		t.Errorf("the device of %+v carries the %s record of %+v: %v", whose, state, got, err)
+	}
+}
+
+func (w *world) wantSealed(t *testing.T, whose owner, image string) {
+	t.Helper()
+	info, err := os.Stat(image)
+	check(t, err)
+	writable, fixed, want := info.Mode().Perm()&0o200 != 0, isImmutable(t, image), whose.kind == metadata.KindSnapshot
+	if writable == want || fixed != want {
+		t.Errorf("the image of %+v: writable %t, immutable %t", whose, writable, fixed)
+	}
+}
+
+// freezeWait is how long a filesystem may take to be written out; one that takes longer waits for something else.
+const freezeWait = 30 * time.Second
+
+// wantThawed checks that nothing is frozen, and nothing announced to be.
+func (w *world) wantThawed(t *testing.T) {
+	t.Helper()
+	for _, dir := range w.mounts(t) {
+		done := make(chan error, 1)
+		go func() {
+			err := fs.Freeze(dir)
+			if err == nil {
+				err = fs.Thaw(dir)
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("frozen: %s: %v", dir, err)
+			}
+		case <-time.After(freezeWait):
+			t.Fatalf("%s can be neither frozen nor thawed", dir)
+		}
+	}
+	check(t, w.store.View(func(tx *metadata.Tx) error {
+		intents, err := tx.Intents()
+		if len(intents) > 0 {
+			t.Errorf("announced still: %+v", intents)
+		}
+		return err
+	}))
 }
 
 // wantClosedMountpoints checks that a mount point on which nothing is mounted lets nobody in, and that there is none
@@ -232,7 +322,7 @@ func (w *world) wantWitness(t *testing.T) {
 	}
 }
 
-// wantContent mounts each volume and checks its files and its root directory.
+// wantContent mounts each volume and checks its files and its root directory, and those of the snapshots.
 func (w *world) wantContent(t *testing.T) {
 	t.Helper()
 	for _, v := range w.volumes(t) {
@@ -240,11 +330,12 @@ func (w *world) wantContent(t *testing.T) {
 			w.wantFiles(t, v, dir)
 		})
 	}
+	w.wantSnapshots(t)
 }
 
 func (w *world) wantFiles(t *testing.T, v metadata.Volume, dir string) {
 	t.Helper()
-	want, isOld := w.content[v.Name]
+	want, isOld := w.content[contentKey(v)]
 	if isOld {
 		if text, err := os.ReadFile(filepath.Join(dir, fileName)); err != nil || string(text) != want {
 			t.Errorf("volume %s: file of %d bytes, want %d: %v", v.Name, len(text), len(want), err)
@@ -255,7 +346,7 @@ func (w *world) wantFiles(t *testing.T, v metadata.Volume, dir string) {
 	}
 	var stat unix.Stat_t
 	check(t, unix.Stat(dir, &stat))
-	if stat.Uid != 1000 || stat.Gid != 1001 || stat.Mode&0o7777 != 0o750 {
+	if int(stat.Uid) != v.UID || int(stat.Gid) != v.GID || stat.Mode&0o7777 != v.Mode {
 		t.Errorf("volume %s: root directory of %d:%d, mode %o", v.Name, stat.Uid, stat.Gid, stat.Mode)
 	}
 }
@@ -268,16 +359,17 @@ func (w *world) wantRelease(t *testing.T) {
 		check(t, w.inUse.Close())
 		w.inUse = nil
 	}
+	w.endContainer()
 	ctx := t.Context()
 	for _, v := range w.volumes(t) {
-		holders, err := w.holders(v)
+		holders, err := w.Holders(v)
 		check(t, err)
 		check(t, w.UnmountUser(ctx, v.ID))
 		for _, h := range holders {
 			check(t, w.Unmount(ctx, v.ID, h.ID))
 		}
 	}
-	w.Tidy(ctx)
+	w.tidyAll(ctx)
 	w.wantSound(t)
 	if mounts := w.mounts(t); len(mounts) > 0 {
 		t.Errorf("mounted after everybody has let go: %v", mounts)

@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"orlop/internal/fault"
+	"orlop/internal/volume"
 	"orlop/metadata"
 )
 
@@ -19,6 +20,7 @@ import (
 type operation struct {
 	name  string
 	alone bool // nobody uses the witness meanwhile: the operation settles every volume, or loses the holders
+	apart bool // no other operation is tried meanwhile: it begins a namespace, which has what others have mounted
 	setup func(t testing.TB, w *world)
 	run   func(ctx context.Context, w *world) error
 	again fault.Kind // what a repetition answers when all is done already
@@ -58,7 +60,7 @@ var operations = []operation{
 		check(t, mountUser("user")(t.Context(), w))
 	}, run: func(ctx context.Context, w *world) error { return w.UnmountUser(ctx, w.named(subject)) }, between: func(before, _ picture) []picture {
 		// Each of the user's mounts goes by itself.
-		before.Holders = without(before.Holders, subject+" "+userHolder)
+		before.Holders = without(before.Holders, subject+" "+volume.UserHolder)
 		less := before
 		less.Mounts = without(before.Mounts, "USER")
 		return []picture{before, less}
@@ -98,6 +100,75 @@ var operations = []operation{
 	{name: "tidy what was kept", silent: true, setup: keep(subject), run: func(ctx context.Context, w *world) error { w.Tidy(ctx); return nil }},
 	{name: "settle all", alone: true, setup: keep(subject), run: func(ctx context.Context, w *world) error { return w.SettleAll(ctx) }},
 	{name: "new epoch", counts: true, run: func(ctx context.Context, w *world) error { return w.NewEpoch(ctx) }},
+
+	{name: "snapshot", setup: keeps(taken, subject), run: snapshotOf(taken, subject), again: fault.ErrExists},
+	{name: "snapshot mounted", setup: inTurn(mounted(subject), keeps(taken, subject)), run: snapshotOf(taken, subject), again: fault.ErrExists},
+	{name: "snapshot mounted xfs", setup: inTurn(mounted(subjectXFS), keeps(taken, subjectXFS)), run: snapshotOf(taken, subjectXFS), again: fault.ErrExists},
+	{name: "snapshot mounted elsewhere", apart: true, setup: inTurn(usedElsewhere(subject), keeps(taken, subject)), run: snapshotOf(taken, subject), again: fault.ErrExists},
+	{name: "snapshot a group of ext4 and xfs", setup: inTurn(mounted(subject), mounted(subjectXFS), keeps(taken, subject, subjectXFS)),
+		run: snapshotOf(taken, subject, subjectXFS), again: fault.ErrExists},
+	{name: "delete a snapshot", setup: take(subject), run: deleteSnapshot(subject, taken), again: fault.ErrNotFound},
+	{name: "restore", setup: take(subject), run: restore(subject, false)},
+	{name: "restore xfs", setup: take(subjectXFS), run: restore(subjectXFS, false)},
+	{name: "restore and discard", setup: take(subject), run: restore(subject, true)},
+	{name: "restore across a resize", setup: inTurn(take(subject), func(t testing.TB, w *world) {
+		check(t, resize(subject, 2*sizeExt4)(t.Context(), w))
+	}), run: restore(subject, false)},
+	{name: "create from a snapshot", setup: copied(subject, created), run: copySnapshot(subject, created, nil), again: fault.ErrExists},
+	{name: "create larger from a snapshot", setup: copied(subject, created), run: copySnapshot(subject, created, func(s *volume.Spec) {
+		s.Size = 2 * sizeExt4
+	}), again: fault.ErrExists},
+	{name: "create larger from a snapshot of xfs", setup: copied(subjectXFS, created+"-xfs"), run: copySnapshot(subjectXFS, created+"-xfs", func(s *volume.Spec) {
+		s.Size = 2 * sizeXFS
+	}), again: fault.ErrExists},
+	{name: "create for another owner from a snapshot", setup: copied(subject, created), run: copySnapshot(subject, created, func(s *volume.Spec) {
+		s.UID, s.GID, s.Mode, s.Copy.SetOwner = 2000, 2001, 0o700, true
+	}), again: fault.ErrExists},
+	{name: "create from a volume", setup: func(t testing.TB, w *world) {
+		w.content[created] = w.content[subject]
+	}, run: copyVolume(subject, created), again: fault.ErrExists},
+	{name: "create from a mounted volume", setup: inTurn(mounted(subject), func(t testing.TB, w *world) {
+		w.content[created] = w.content[subject]
+	}), run: copyVolume(subject, created), again: fault.ErrExists},
+	{name: "delete with snapshots", setup: inTurn(take(subject), func(t testing.TB, w *world) {
+		check(t, snapshotOf("more", subject)(t.Context(), w))
+		keeps("more", subject)(t, w)
+	}), run: func(ctx context.Context, w *world) error { return w.Delete(ctx, w.named(subject), true) }, again: fault.ErrNotFound},
+	{name: "adopt a snapshot", setup: inTurn(copied(subject, created), forgetSnapshot(subject)), run: func(ctx context.Context, w *world) error {
+		_, err := w.Adopt(ctx, w.unknownDevice(), created)
+		return err
+	}, again: fault.ErrNotFound},
+	{name: "rebuild snapshots from nothing", alone: true, setup: func(t testing.TB, w *world) {
+		take(subject)(t, w)
+		check(t, restore(subject, false)(t.Context(), w))
+		w.die(t)
+		check(t, errors.Join(os.Remove(w.database()), os.Remove(w.database()+".copy")))
+		w.beginRebuild(t)
+	}, run: func(ctx context.Context, w *world) error { return w.Rebuild(ctx) }},
+	{name: "rebuild snapshots from an old copy", alone: true, setup: func(t testing.TB, w *world) {
+		check(t, snapshotOf("deleted-since", subject)(t.Context(), w))
+		w.die(t)
+		w.begin(t) // makes the copy
+		take(subject)(t, w)
+		check(t, deleteSnapshot(subject, "deleted-since")(t.Context(), w))
+		check(t, restore(subject, true)(t.Context(), w))
+		w.die(t)
+		check(t, os.WriteFile(w.database(), []byte("damaged"), 0o600))
+		w.beginRebuild(t)
+	}, run: func(ctx context.Context, w *world) error { return w.Rebuild(ctx) }},
+	{name: "recover what was frozen for a snapshot", silent: true, setup: inTurn(mounted(subject), cutShort("host.Freeze", snapshotOf(taken, subject))), run: recoverAll},
+	{name: "recover a snapshot that was sealed", silent: true, setup: cutShort("pool.Seal", snapshotOf(taken, subject)), run: recoverAll},
+	{name: "recover a rollback before its swap", silent: true, setup: inTurn(take(subject), cutShort("pool.Clone", restore(subject, false))), run: recoverAll},
+	{name: "recover a rollback after its swap", silent: true, setup: inTurn(take(subject), cutShort("pool.Seal", restore(subject, false))), run: recoverAll},
+	{name: "tidy what a rollback replaced", silent: true, setup: inTurn(take(subject), cutShort("pool.Deactivate", restore(subject, true))), run: tidyAll},
+	{name: "tidy a deleted snapshot", silent: true, setup: inTurn(take(subject), cutShort("pool.Deactivate", deleteSnapshot(subject, taken))), run: tidyAll},
+}
+
+func recoverAll(ctx context.Context, w *world) error { return w.recoverAll(ctx) }
+
+func tidyAll(ctx context.Context, w *world) error {
+	w.tidyAll(ctx)
+	return nil
 }
 
 // named returns the ID of a volume, or what is nobody's.
@@ -177,7 +248,7 @@ func mounted(name string) func(testing.TB, *world) {
 func mountedLongAgo(name string) func(testing.TB, *world) {
 	return func(t testing.TB, w *world) {
 		mounted(name)(t, w)
-		old := metadata.Holder{Volume: w.id(t, name), ID: "docker", Boot: w.boot, Since: time.Now().Add(-suspectAge)}
+		old := metadata.Holder{Volume: w.id(t, name), ID: "docker", Boot: w.boot, Since: time.Now().Add(-volume.SuspectAge)}
 		check(t, w.store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.PutHolder(old) }))
 	}
 }
@@ -186,7 +257,7 @@ func mountedLongAgo(name string) func(testing.TB, *world) {
 func keep(name string) func(testing.TB, *world) {
 	return func(t testing.TB, w *world) {
 		mounted(name)(t, w)
-		check(t, w.dropHolder(t.Context(), metadata.Holder{Volume: w.id(t, name), ID: "docker"}))
+		check(t, w.DropHolder(t.Context(), metadata.Holder{Volume: w.id(t, name), ID: "docker"}))
 	}
 }
 
@@ -216,7 +287,8 @@ func halfDeleted(t testing.TB, w *world) {
 // cutOn lets an operation die after its first effect of this name, and ends that life.
 func (w *world) cutOn(t testing.TB, effect string, run func(context.Context, *world) error) {
 	t.Helper()
-	*w.cut = cut{on: effect, after: true}
+	w.cut.on = effect
+	w.cut.arm(0, true, nil)
 	if died, err := w.cut.run(func() error { return run(t.Context(), w) }); !died {
 		t.Fatalf("no effect %s: %v", effect, err)
 	}
@@ -254,7 +326,7 @@ func without(list []string, element string) []string {
 func set(name string) func(context.Context, *world) error {
 	return func(ctx context.Context, w *world) error {
 		on := true
-		_, err := w.Set(ctx, w.named(name), Change{Labels: map[string]string{"of": "", "new": "label"}, Protected: &on})
+		_, err := w.Set(ctx, w.named(name), volume.Change{Labels: map[string]string{"of": "", "new": "label"}, Protected: &on})
 		return err
 	}
 }

@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"errors"
@@ -133,8 +133,38 @@ func cloneDir(t testing.TB, from, to string) {
 		dst, err := os.OpenFile(target, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		check(t, err)
 		check(t, unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())))
-		check(t, errors.Join(src.Close(), dst.Close()))
+		info, err := src.Stat()
+		check(t, err)
+		check(t, errors.Join(dst.Chmod(info.Mode()), src.Close(), dst.Close()))
+		setImmutable(t, target, isImmutable(t, source))
 	}
+}
+
+const immutable = 0x10 // FS_IMMUTABLE_FL
+
+func isImmutable(t testing.TB, path string) bool {
+	t.Helper()
+	f, err := os.Open(path)
+	check(t, err)
+	defer f.Close()
+	return flagsOf(t, f)&immutable != 0
+}
+
+func setImmutable(t testing.TB, path string, on bool) {
+	t.Helper()
+	f, err := os.Open(path)
+	check(t, err)
+	defer f.Close()
+	if flags := flagsOf(t, f); flags&immutable != 0 != on {
+		check(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags^immutable)))
+	}
+}
+
+func flagsOf(t testing.TB, f *os.File) uint32 {
+	t.Helper()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	check(t, err)
+	return flags
 }
 
 func syncFilesystem(t testing.TB, dir string) {

@@ -1,12 +1,17 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"orlop/internal/fault"
 )
@@ -16,30 +21,32 @@ import (
 // operation undone or done, and nothing left over. The pools and the kernel are real.
 func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
 	s := newSite(t)
+	seed := seedOf(t)
 	for _, o := range operations {
 		t.Run(o.label(), func(t *testing.T) {
-			t.Parallel()
+			if !o.apart {
+				t.Parallel()
+			}
 			before, after, effects := o.rehearse(t, s)
-			for i, effect := range effects {
-				for _, side := range []string{"before", "after"} {
-					t.Run(fmt.Sprintf("%s-%d-%s", side, i+1, effect), func(t *testing.T) {
-						w := o.world(t, s)
-						*w.cut = cut{at: i + 1, after: side == "after"}
-						died, err := w.cut.run(func() error { return o.run(t.Context(), w) })
-						if got := w.effects[len(w.effects)-1]; !died || got != effect {
-							t.Fatalf("the operation did not come to die at %s: last was %s, error %v", effect, got, err)
-						}
-						w.die(t)
-						w.begin(t)
-						w.wantSound(t)
-						w.wantWitness(t)
-						got := w.picture(t)
-						wantOneOf(t, got, o.allowed(before, after)...)
-						w.wantContent(t)
-						o.wantRepeatable(t, w, got, after)
-						w.wantRelease(t)
-					})
-				}
+			for _, i := range o.chosen(seed, 2*len(effects), fewCrashes) {
+				at, side := i/2, []string{"before", "after"}[i%2]
+				t.Run(fmt.Sprintf("%s-%d-%s", side, at+1, effects[at]), func(t *testing.T) {
+					w := o.world(t, s)
+					w.cut.arm(at+1, side == "after", nil)
+					died, err := w.cut.run(func() error { return o.run(t.Context(), w) })
+					if !died || !w.reached || len(w.effects) <= at || w.effects[at] != effects[at] {
+						t.Fatalf("the operation did not come to die at %s: effects %q, error %v", effects[at], w.effects, err)
+					}
+					w.die(t)
+					w.begin(t)
+					w.wantSound(t)
+					w.wantWitness(t)
+					got := w.picture(t)
+					wantOneOf(t, got, o.allowed(before, after)...)
+					w.wantContent(t)
+					o.wantRepeatable(t, w, got, after)
+					w.wantRelease(t)
+				})
 			}
 		})
 	}
@@ -50,13 +57,14 @@ func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
 // answered must be so afterwards. The metadata lies on another disk.
 func TestEveryOperationSurvivesAPowerCutAtEveryStep(t *testing.T) {
 	s := newSite(t)
+	seed := seedOf(t)
 	for _, o := range operations {
 		t.Run(o.label(), func(t *testing.T) {
 			before, after, effects := o.rehearse(t, s)
-			for i, effect := range effects {
-				t.Run(fmt.Sprintf("after-%d-%s", i+1, effect), func(t *testing.T) {
+			for _, i := range o.chosen(seed, len(effects), fewPowerCuts) {
+				t.Run(fmt.Sprintf("after-%d-%s", i+1, effects[i]), func(t *testing.T) {
 					w := o.world(t, s)
-					*w.cut = cut{at: i + 1, after: true, act: func() { s.goDown(t) }}
+					w.cut.arm(i+1, true, func() { s.goDown(t) })
 					err := o.run(t.Context(), w)
 					if !w.reached {
 						t.Fatalf("the operation did not come to effect %d: %v", i+1, err)
@@ -75,6 +83,37 @@ func TestEveryOperationSurvivesAPowerCutAtEveryStep(t *testing.T) {
 			}
 		})
 	}
+}
+
+// How many of an operation's steps are cut in an ordinary run, each time others; a soak cuts all.
+const (
+	fewCrashes   = 6
+	fewPowerCuts = 3
+)
+
+// seedOf returns the seed of the choice of steps, new each time unless ORLOP_SEED is set, and prints it.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("ORLOP_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		check(t, err)
+	}
+	fmt.Printf("ORLOP_SEED=%d\n", seed)
+	return seed
+}
+
+// chosen returns which of n steps to cut, in order. It does not depend on what other operations there are.
+func (o operation) chosen(seed uint64, n, few int) []int {
+	if os.Getenv("ORLOP_SOAK") != "" || n <= few {
+		few = n
+	}
+	name := fnv.New64a()
+	_, _ = name.Write([]byte(o.name)) // never fails
+	steps := rand.New(rand.NewPCG(seed, name.Sum64())).Perm(n)[:few]
+	slices.Sort(steps)
+	return steps
 }
 
 func (o operation) label() string { return strings.ReplaceAll(o.name, " ", "-") }

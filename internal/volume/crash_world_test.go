@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"context"
@@ -21,7 +21,17 @@ import (
 	"orlop/blockdev"
 	"orlop/blockdev/loop"
 	"orlop/fs"
+	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
+)
+
+var (
+	check         = volume.Check
+	within        = volume.Within
+	scratchDir    = volume.ScratchDir
+	quiet         = volume.Quiet
+	attachedBelow = volume.AttachedBelow
 )
 
 // The volumes of every world.
@@ -49,19 +59,23 @@ type world struct {
 	rebuild bool
 
 	*cut
-	*Manager
-	pool     *loop.Pool
-	store    *metadata.Store
-	content  map[string]string // of the file in each volume, synced
-	inUse    *os.File          // open in the witness
-	original map[string]bool   // IDs of the volumes that the template has
+	*volume.Manager
+	snaps     *snapshot.Manager
+	pool      *loop.Pool
+	store     *metadata.Store
+	content   map[string]string // of the file in each volume, synced, by contentKey
+	held      map[string]string // of the file in each snapshot, by snapshotKey
+	sums      map[string]string // of the images of snapshots that were acknowledged, by ID
+	inUse     *os.File          // open in the witness
+	container *container        // that has what was mounted when it began; nil for none
+	original  map[string]bool   // IDs of the volumes that the template has
 }
 
 // A template is a world without life, to be copied.
 type template struct {
-	root, dir string
-	content   map[string]string
-	ids       map[string]bool
+	root, dir     string
+	content, held map[string]string
+	ids           map[string]bool
 }
 
 // makeTemplate makes volumes with a synced file each.
@@ -84,8 +98,8 @@ func (s *site) makeTemplate(t *testing.T, names ...string) *template {
 	return made
 }
 
-func specOf(name string) Spec {
-	s := Spec{
+func specOf(name string) volume.Spec {
+	s := volume.Spec{
 		Name: name, Pool: "loop", Size: sizeExt4, Filesystem: "ext4", UID: 1000, GID: 1001, Mode: 0o750,
 		Labels: map[string]string{"of": name}, BlockSize: loop.BlockSize,
 	}
@@ -99,7 +113,8 @@ func (s *site) emptyWorld(t *testing.T) *world {
 	t.Helper()
 	number := s.worlds.Add(1)
 	w := &world{
-		site: s, boot: "boot-1", content: map[string]string{}, original: map[string]bool{},
+		site: s, boot: "boot-1", original: map[string]bool{},
+		content: map[string]string{}, held: map[string]string{}, sums: map[string]string{},
 		root: filepath.Join(s.dir, fmt.Sprintf("root-%d", number)),
 		user: filepath.Join(s.dir, fmt.Sprintf("user-%d", number)),
 		dir:  filepath.Join(s.pools, fmt.Sprintf("pool-%d", number)),
@@ -126,6 +141,7 @@ func (s *site) worldOf(t *testing.T, from *template) *world {
 	t.Helper()
 	w := s.emptyWorld(t)
 	w.content, w.original = maps.Clone(from.content), from.ids
+	maps.Copy(w.held, from.held)
 	copyFile(t, filepath.Join(from.root, metadata.FileName), w.database())
 	cloneDir(t, from.dir, w.dir)
 	syncFilesystem(t, w.dir)
@@ -144,6 +160,11 @@ func (w *world) raze(t *testing.T) {
 	t.Helper()
 	w.die(t)
 	w.unmountAll(t)
+	images, err := filepath.Glob(filepath.Join(w.dir, "images", "*"))
+	check(t, err)
+	for _, path := range images {
+		setImmutable(t, path, false)
+	}
 	if err := os.RemoveAll(w.dir); err != nil {
 		t.Error(err)
 	}
@@ -177,12 +198,14 @@ func (w *world) prepare(ctx context.Context) (lost bool, err error) {
 		return lost, err
 	}
 	w.cut = &cut{}
-	w.Manager, err = New(Config{
+	w.Manager, err = volume.New(volume.Config{
 		Root: w.root, Store: w.store, Boot: w.boot, Log: quiet(),
-		Pools: []Pool{{Name: "loop", UUID: w.pool.UUID(), Pool: cutPool{w.pool, w.cut}}},
+		Pools: []volume.Pool{{Name: "loop", UUID: w.pool.UUID(), Pool: cutPool{w.pool, w.cut}}},
 	})
 	if err == nil {
-		w.Manager.store, w.host = cutRecords{w.store, w.cut}, cutHost{kernel{}, w.cut}
+		records := cutRecords{w.store, w.cut}
+		w.Decorate(records, cutHost{volume.Kernel{}, w.cut})
+		w.snaps = snapshot.New(snapshot.Config{Store: records, Volumes: w.Manager, Log: quiet()})
 	}
 	return lost, err
 }
@@ -201,20 +224,37 @@ func (w *world) open(t testing.TB) {
 func (w *world) begin(t testing.TB) {
 	t.Helper()
 	w.open(t)
-	check(t, w.Recover(t.Context()))
-	w.Tidy(t.Context())
+	check(t, w.recoverAll(t.Context()))
+	w.tidyAll(t.Context())
+}
+
+// recoverAll recovers in the daemon's order.
+func (w *world) recoverAll(ctx context.Context) error {
+	if err := w.Recover(ctx); err != nil {
+		return err
+	}
+	return w.snaps.Recover(ctx)
+}
+
+// tidyAll does once what the background does.
+func (w *world) tidyAll(ctx context.Context) {
+	w.Tidy(ctx)
+	w.snaps.Tidy(ctx)
 }
 
 // die ends a life as the kernel ends a process: what it had open is closed.
 func (w *world) die(t testing.TB) {
 	t.Helper()
+	if w.cut != nil {
+		w.cut.close()
+	}
 	if w.pool != nil {
 		w.pool.Close()
 	}
 	if w.store != nil {
 		check(t, w.store.Close())
 	}
-	w.pool, w.store, w.Manager = nil, nil, nil
+	w.pool, w.store, w.Manager, w.snaps = nil, nil, nil, nil
 }
 
 // life begins a life, calls do in it and ends it.
@@ -242,6 +282,10 @@ func (w *world) unmountAll(t testing.TB) {
 		_ = w.inUse.Close() // nothing was written
 		w.inUse = nil
 	}
+	w.endContainer()
+	for _, dir := range w.mounts(t) {
+		_ = fs.Thaw(dir) // what is unmounted frozen lives on unseen
+	}
 	for _, dir := range slices.Backward(w.mounts(t)) {
 		if !within(10*time.Second, func() bool { return fs.Unmount(dir) == nil }) {
 			t.Fatalf("cannot unmount %s", dir)
@@ -249,6 +293,14 @@ func (w *world) unmountAll(t testing.TB) {
 	}
 	if !within(10*time.Second, func() bool { return len(attachedBelow(w.dir)) == 0 }) {
 		t.Fatalf("attached: %v", attachedBelow(w.dir))
+	}
+}
+
+// endContainer ends the container, if there is one.
+func (w *world) endContainer() {
+	if w.container != nil {
+		w.container.end()
+		w.container = nil
 	}
 }
 
@@ -291,8 +343,18 @@ func (w *world) id(t testing.TB, name string) string {
 	return w.volume(t, name).ID
 }
 
-func (w *world) image(v metadata.Volume) string {
-	return filepath.Join(w.dir, "images", v.Device+".img")
+func (w *world) image(v metadata.Volume) string { return w.imageOf(v.Device) }
+
+func (w *world) imageOf(device string) string {
+	return filepath.Join(w.dir, "images", device+".img")
+}
+
+// contentKey says which content a volume has: a rollback gives it another.
+func contentKey(v metadata.Volume) string {
+	if v.Rollbacks == 0 {
+		return v.Name
+	}
+	return fmt.Sprintf("%s#%d", v.Name, v.Rollbacks)
 }
 
 // info describes a volume's device.
@@ -317,7 +379,8 @@ func (w *world) with(t testing.TB, name string, do func(dir string)) {
 // write puts new content into a volume, synced: from here on it may not be lost.
 func (w *world) write(t testing.TB, name string) {
 	t.Helper()
-	w.with(t, name, func(dir string) { w.content[name] = writeSynced(t, dir) })
+	key := contentKey(w.volume(t, name))
+	w.with(t, name, func(dir string) { w.content[key] = writeSynced(t, dir) })
 }
 
 func writeSynced(t testing.TB, dir string) (text string) {

@@ -222,20 +222,30 @@ func (m *Manager) aside(v metadata.Volume, kind fs.Type, path string, fn func(di
 
 // finish says that a volume is ready, on its device and in the database.
 func (m *Manager) finish(ctx context.Context, v metadata.Volume) (metadata.Volume, error) {
+	v.State = metadata.Ready
+	return v, m.finishWith(ctx, v, func(*metadata.Tx) error { return nil })
+}
+
+// finishWith writes the record of a volume that is ready to its device and, together with what also changes, to the
+// database.
+func (m *Manager) finishWith(ctx context.Context, v metadata.Volume, also func(*metadata.Tx) error) error {
 	pool, err := m.Pool(v)
 	if err != nil {
-		return v, err
+		return err
 	}
-	ready := v
-	ready.State = metadata.Ready
-	record, err := m.Describe(ready)
+	record, err := m.Describe(v)
 	if err != nil {
-		return v, err
+		return err
 	}
 	if err := pool.Describe(ctx, blockdev.ID(v.Device), record); err != nil {
-		return v, err
+		return err
 	}
-	return ready, m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutVolume(ready) })
+	return m.store.Update(ctx, func(tx *metadata.Tx) error {
+		if err := tx.PutVolume(v); err != nil {
+			return err
+		}
+		return also(tx)
+	})
 }
 
 // leaveScratch unmounts and removes a volume's scratch mount point, if it has one.

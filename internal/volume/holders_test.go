@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"bufio"
@@ -18,6 +18,7 @@ import (
 	"orlop/fs"
 	"orlop/internal/fault"
 	"orlop/internal/run"
+	"orlop/internal/volume"
 	"orlop/metadata"
 )
 
@@ -26,7 +27,7 @@ type container struct {
 	end func() // waits for its end
 }
 
-func startContainer(t *testing.T) container {
+func startContainer(t testing.TB) container {
 	t.Helper()
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read line; true")
 	stdin, err := cmd.StdinPipe()
@@ -51,7 +52,7 @@ func startContainer(t *testing.T) container {
 // holdersOf lists the IDs of a volume's holders.
 func (w *world) holdersOf(t *testing.T, name string) (ids []string) {
 	t.Helper()
-	holders, err := w.holders(w.volume(t, name))
+	holders, err := w.Holders(w.volume(t, name))
 	check(t, err)
 	for _, h := range holders {
 		ids = append(ids, h.ID)
@@ -94,7 +95,7 @@ func (w *world) unmount(t *testing.T, holder string) {
 // age makes a holder one that was taken some time ago.
 func (w *world) age(t *testing.T, id string, age time.Duration) {
 	t.Helper()
-	holders, err := w.holders(w.volume(t, subject))
+	holders, err := w.Holders(w.volume(t, subject))
 	check(t, err)
 	for _, h := range holders {
 		if h.ID == id {
@@ -284,12 +285,12 @@ func oldHolderOfEarlierEpoch(t *testing.T, w *world) {
 func userHolderOfEarlierEpoch(t *testing.T, w *world) {
 	check(t, mountUser("")(t.Context(), w))
 	w.mount(t, "docker")
-	w.age(t, userHolder, time.Hour)
+	w.age(t, volume.UserHolder, time.Hour)
 	check(t, w.NewEpoch(t.Context()))
 	check(t, w.NewEpoch(t.Context()))
 	w.unmount(t, "docker")
 	w.Tidy(t.Context())
-	w.wantMounted(t, subject, userHolder)
+	w.wantMounted(t, subject, volume.UserHolder)
 	check(t, w.UnmountUser(t.Context(), w.id(t, subject)))
 	w.wantFree(t, subject)
 }
@@ -359,7 +360,7 @@ func unmountAfterRestart(t *testing.T, w *world) {
 func unmountNeverSent(t *testing.T, w *world) {
 	w.mount(t, "lost")
 	check(t, w.NewEpoch(t.Context()))
-	w.age(t, "lost", suspectAge)
+	w.age(t, "lost", volume.SuspectAge)
 	w.mount(t, "new")
 	w.wantMounted(t, subject, "lost", "new")
 	w.unmount(t, "new")

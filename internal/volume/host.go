@@ -27,8 +27,9 @@ type host interface {
 	MakeMountpoint(dir string) error
 	RemoveMountpoint(dir string) error
 	Sync(dir string) error
-	Freeze(dir string) error
-	Thaw(dir string) error
+	Freeze(dir string) (*fs.Held, error)
+	EndFreeze(*fs.Held) error // thaws and, if that succeeds, lets go
+	Thaw(dir string) error    // what an earlier life has frozen
 }
 
 // records is what a Manager needs of a metadata.Store.
@@ -89,5 +90,13 @@ func (kernel) Bind(from, dir string) error       { return fs.Bind(from, dir) }
 func (kernel) MakeMountpoint(dir string) error   { return fs.MakeMountpoint(dir) }
 func (kernel) RemoveMountpoint(dir string) error { return fs.RemoveMountpoint(dir) }
 func (kernel) Sync(dir string) error             { return fs.Sync(dir) }
-func (kernel) Freeze(dir string) error           { return fs.Freeze(dir) }
 func (kernel) Thaw(dir string) error             { return fs.Thaw(dir) }
+
+func (kernel) Freeze(dir string) (*fs.Held, error) { return fs.FreezeHeld(dir) }
+
+func (kernel) EndFreeze(held *fs.Held) error {
+	if err := held.Thaw(); err != nil {
+		return err
+	}
+	return held.Close()
+}

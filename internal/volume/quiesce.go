@@ -1,12 +1,12 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -78,7 +78,7 @@ func (m *Manager) SyncMounted(v metadata.Volume) error {
 // has returned. It fails with fault.ErrInUse, without calling fn, if somebody else has frozen one of them. A freeze is
 // announced first, so that the next start of a daemon that was killed ends it. When Quiesce returns nothing is frozen.
 func (m *Manager) Quiesce(ctx context.Context, volumes []metadata.Volume, fn func(ctx context.Context) error) (how []metadata.Consistency, err error) {
-	f := freeze{m: m, how: make([]metadata.Consistency, len(volumes))}
+	f := freeze{m: m, how: make([]metadata.Consistency, len(volumes)), frozen: map[string]*fs.Held{}}
 	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx))) }()
 	for i, v := range volumes {
 		if f.how[i], err = f.enter(ctx, v); err != nil {
@@ -91,18 +91,21 @@ func (m *Manager) Quiesce(ctx context.Context, volumes []metadata.Volume, fn fun
 	if err := f.announce(ctx); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.freezeLimit)
+	limited, cancel := context.WithTimeout(ctx, m.freezeLimit)
 	defer cancel()
-	stop := context.AfterFunc(ctx, f.thaw) // also if the caller gives up
+	stop := context.AfterFunc(limited, f.thaw) // also if the caller gives up
 	defer stop()
 	if err := f.freeze(); err != nil {
 		return nil, err
 	}
-	err = fn(ctx)
-	late := ctx.Err() // before the thaw: what was thawed early was not whole all the time
+	err = fn(limited)
+	late := limited.Err() // before the thaw: what was thawed early was not whole all the time
 	f.thaw()
-	if err == nil && late != nil {
-		err = fmt.Errorf("writers were held for %s and had to go on: %w", m.freezeLimit, late)
+	switch {
+	case late != nil && ctx.Err() == nil:
+		err = fmt.Errorf("writers were held for %s and had to go on: %w", m.freezeLimit, cmp.Or(err, late))
+	case err == nil:
+		err = late
 	}
 	return f.how, err
 }
@@ -116,8 +119,8 @@ type freeze struct {
 	announced bool // in the metadata
 
 	mu     sync.Mutex
-	frozen []string // mount points
-	over   bool     // nothing may be frozen any more
+	frozen map[string]*fs.Held // by mount point
+	over   bool                // nothing may be frozen any more
 }
 
 // A target is a filesystem to freeze.
@@ -237,15 +240,16 @@ func (f *freeze) freeze() error {
 }
 
 func (f *freeze) freezeOne(t target) error {
-	if err := f.m.host.Freeze(t.dir); err != nil {
+	held, err := f.m.host.Freeze(t.dir)
+	if err != nil {
 		return fmt.Errorf("volume %q: %w", t.volume.Name, err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.frozen[t.dir] = held
 	if f.over {
-		return f.m.host.Thaw(t.dir)
+		f.thawAll()
 	}
-	f.frozen = append(f.frozen, t.dir)
 	return nil
 }
 
@@ -254,23 +258,32 @@ func (f *freeze) thaw() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.over = true
-	var left []string
-	for _, dir := range f.frozen {
-		if err := f.m.host.Thaw(dir); err != nil {
+	f.thawAll()
+}
+
+// thawAll thaws what is frozen. The caller holds f.mu.
+func (f *freeze) thawAll() {
+	for dir, held := range f.frozen {
+		if err := f.m.host.EndFreeze(held); err != nil {
 			f.m.log.Error("volume not thawed", "mountpoint", dir, "error", err)
-			left = append(left, dir)
+			continue
 		}
+		delete(f.frozen, dir)
 	}
-	f.frozen = left
 }
 
 // leave ends what enter and announce began. A filesystem that could not be thawed stays announced.
 func (f *freeze) leave(ctx context.Context) error {
 	f.thaw()
+	f.mu.Lock()
+	left := f.frozen
+	f.frozen = nil
+	f.mu.Unlock()
 	var errs []error
 	var thawed []target
 	for _, t := range f.targets {
-		if slices.Contains(f.frozen, t.dir) {
+		if held := left[t.dir]; held != nil {
+			_ = held.Close() // so that it can be unmounted once a person has thawed it
 			errs = append(errs, fmt.Errorf("volume %q: could not be thawed: run 'fsfreeze --unfreeze %s'", t.volume.Name, t.dir))
 			continue
 		}

@@ -306,7 +306,7 @@ func (m *Manager) unknown(ctx context.Context, ref string) (Unknown, error) {
 
 // Adopt makes an unknown device the volume called name, as its record tells or, without one, as its filesystem
 // shows. It fails with fault.ErrCorrupt if the device holds no filesystem.
-func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volume, err error) {
+func (m *Manager) Adopt(ctx context.Context, ref, name string) (metadata.Volume, error) {
 	device, err := m.unknown(ctx, ref)
 	if err != nil {
 		return metadata.Volume{}, err
@@ -323,19 +323,39 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 		return v, err
 	}
 	defer release()
-	record, err := m.Describe(v)
-	if err != nil {
-		return v, err
-	}
 	if err := m.store.View(func(tx *metadata.Tx) error { return refuseTaken(tx, v) }); err != nil {
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
 	}
-	var u undo.Stack
-	defer u.Unwind(ctx, &err)
-	if err := takeOver(ctx, &u, pool, device, blockdev.ID(v.Device), record); err != nil {
+	if v.Device == string(device.ID) {
+		err = m.takeOver(ctx, pool, device, v)
+	} else {
+		err = m.takeCopy(ctx, pool, device, v)
+	}
+	if err != nil {
 		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
 	}
-	err = m.store.Update(ctx, func(tx *metadata.Tx) error {
+	m.log.Info("device adopted", "device", device.ID, "volume", v.Name)
+	return v, nil
+}
+
+// takeOver makes an unknown device that of the volume v: the device carries the volume's record first.
+func (m *Manager) takeOver(ctx context.Context, pool Pool, device Unknown, v metadata.Volume) (err error) {
+	record, err := m.Describe(v)
+	if err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	u.Push("describe device", func(ctx context.Context) error {
+		if device.Record == nil {
+			return nil // what it carries now is no worse than nothing
+		}
+		return pool.Describe(ctx, device.ID, device.Record)
+	})
+	if err := pool.Describe(ctx, device.ID, record); err != nil {
+		return err
+	}
+	return m.store.Update(ctx, func(tx *metadata.Tx) error {
 		if err := refuseTaken(tx, v); err != nil {
 			return err
 		}
@@ -344,35 +364,41 @@ func (m *Manager) Adopt(ctx context.Context, ref, name string) (_ metadata.Volum
 		}
 		return putDevice(tx, v, device.Size)
 	})
-	if err != nil {
-		return v, fmt.Errorf("adopt device %s: %w", device.ID, err)
-	}
-	m.log.Info("device adopted", "device", device.ID, "volume", v.Name)
-	if v.Device != string(device.ID) {
-		if err := pool.Remove(ctx, device.ID); err != nil {
-			m.log.Warn("adopted snapshot not removed: its copy is the volume", "device", device.ID, "error", err)
-		}
-	}
-	return v, nil
 }
 
-// takeOver has an unknown device carry the record of the volume that it becomes. One that is a snapshot is read-only for
-// ever, so a copy of it, with the ID id, takes its place.
-func takeOver(ctx context.Context, u *undo.Stack, pool Pool, device Unknown, id blockdev.ID, record blockdev.Record) error {
-	if id != device.ID {
-		u.Push("copy snapshot", func(ctx context.Context) error { return pool.Remove(ctx, id) })
-		if err := pool.Clone(ctx, id, device.ID, record); err != nil {
-			return err
-		}
-		return pool.Sync(ctx, id)
+// takeCopy makes the volume v of an unknown device that is a snapshot, and so read-only for ever: v gets a copy, and the
+// snapshot goes. Cut short by a crash the copy is undone as any creation is, or the snapshot's device is trash.
+func (m *Manager) takeCopy(ctx context.Context, pool Pool, device Unknown, v metadata.Volume) (err error) {
+	creating := v
+	creating.State = metadata.Creating
+	record, err := m.Describe(creating)
+	if err != nil {
+		return err
 	}
-	u.Push("describe device", func(ctx context.Context) error {
-		if device.Record == nil {
-			return nil // what it carries now is no worse than nothing
-		}
-		return pool.Describe(ctx, device.ID, device.Record)
-	})
-	return pool.Describe(ctx, device.ID, record)
+	if err := m.announce(ctx, creating); err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	u.Push("copy snapshot", func(ctx context.Context) error { return m.undoCreate(ctx, creating) })
+	if err := pool.Clone(ctx, blockdev.ID(v.Device), device.ID, record); err != nil {
+		return err
+	}
+	if err := pool.Sync(ctx, blockdev.ID(v.Device)); err != nil {
+		return err
+	}
+	trash := metadata.Device{ID: string(device.ID), Pool: pool.Name, Kind: metadata.KindTrash, Size: device.Size}
+	if err := m.finishWith(ctx, v, func(tx *metadata.Tx) error { return tx.PutDevice(trash) }); err != nil {
+		return err
+	}
+	err = RemoveDevice(ctx, pool, trash.ID)
+	if err == nil {
+		err = m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.DeleteDevice(trash.ID) })
+	}
+	if err != nil { // the volume is there
+		m.log.Warn("adopted snapshot not removed; it is tried again", "device", device.ID, "error", err)
+	}
+	return nil
 }
 
 // adopted returns the record of the volume that an unknown device becomes.

@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"errors"
@@ -16,7 +16,8 @@ import (
 
 const manyVolumes = 50
 
-// Names, sizes, labels and bytes survive the database, whatever is left of it: its copy is older than the devices.
+// Names, sizes, labels, snapshots, rollbacks and bytes survive the database, whatever is left of it: its copy is older
+// than the devices.
 func TestRebuildBringsBackEveryVolume(t *testing.T) {
 	s := newSite(t)
 	full := s.fullTemplate(t)
@@ -38,7 +39,6 @@ func TestRebuildBringsBackEveryVolume(t *testing.T) {
 	} {
 		t.Run(loss.name, func(t *testing.T) {
 			w := s.worldOf(t, full.template)
-			w.content = full.content
 			copyFile(t, filepath.Join(full.root, metadata.CopyName), filepath.Join(w.root, metadata.CopyName))
 			check(t, loss.damage(w.database(), filepath.Join(w.root, metadata.CopyName)))
 			w.rebuild = true
@@ -73,7 +73,8 @@ type fullTemplate struct {
 }
 
 // fullTemplate makes a template of many volumes. Its copy of the metadata is stale: since it was made, volumes have
-// been made, changed, grown and deleted, and a name has gone from one volume to another.
+// been made, changed, grown, rolled back and deleted, snapshots taken and deleted, and a name has gone from one volume to
+// another.
 func (s *site) fullTemplate(t *testing.T) fullTemplate {
 	t.Helper()
 	w := s.emptyWorld(t)
@@ -83,9 +84,19 @@ func (s *site) fullTemplate(t *testing.T) fullTemplate {
 	for i := range half + 2 {
 		w.createWithContent(t, name(i))
 	}
+	ctx := t.Context()
+	check(t, snapshotOf("early", name(2))(ctx, w))
+	keeps("early", name(2))(t, w)
+	check(t, snapshotOf("deleted-since", name(3))(ctx, w))
 	w.die(t)
 	w.begin(t) // makes the copy
-	ctx := t.Context()
+	check(t, deleteSnapshot(name(3), "deleted-since")(ctx, w))
+	for i, discard := range []bool{false, true} {
+		take(name(4+i))(t, w)
+		check(t, restore(name(4+i), discard)(ctx, w))
+	}
+	check(t, snapshotOf("group", name(6), name(7))(ctx, w))
+	keeps("group", name(6), name(7))(t, w)
 	check(t, resize(name(0), 2*sizeExt4)(ctx, w))
 	check(t, set(name(1))(ctx, w))
 	check(t, remove(name(half+1))(ctx, w))
@@ -100,7 +111,7 @@ func (s *site) fullTemplate(t *testing.T) fullTemplate {
 	if n := len(w.volumes(t)); n != manyVolumes {
 		t.Fatalf("made %d volumes", n)
 	}
-	f := fullTemplate{template: &template{root: w.root, dir: w.dir, content: w.content, ids: map[string]bool{}}}
+	f := fullTemplate{template: &template{root: w.root, dir: w.dir, content: w.content, held: w.held, ids: map[string]bool{}}}
 	for _, v := range w.volumes(t) {
 		f.ids[v.ID] = true
 	}

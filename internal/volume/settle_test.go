@@ -1,6 +1,6 @@
 //go:build root
 
-package volume
+package volume_test
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 
 	"orlop/fs"
 	"orlop/internal/fault"
+	"orlop/internal/volume"
 )
 
 // A volume that is used without a holder, or held without a use that the kernel shows. The tests run one after the
@@ -44,10 +45,10 @@ func unmountWaitsForNoContainer(t *testing.T, w *world) {
 	c := startContainer(t)
 	w.unmount(t, "docker")
 	w.wantMounted(t, subject)
-	if len(w.later) != 1 {
-		t.Fatalf("left to the background: %d volumes, want 1", len(w.later))
+	if w.LeftToSettle() != 1 {
+		t.Fatalf("left to the background: %d volumes, want 1", w.LeftToSettle())
 	}
-	if !w.usedElsewhere(t.Context(), w.id(t, subject)) {
+	if !w.UsedElsewhere(t.Context(), w.id(t, subject)) {
 		t.Error("the background does not see the container")
 	}
 	w.wantMounted(t, subject)
@@ -56,7 +57,7 @@ func unmountWaitsForNoContainer(t *testing.T, w *world) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.settleQueued(ctx)
+		w.SettleQueued(ctx)
 	}()
 	settled := within(10*time.Second, func() bool { return len(w.mounts(t)) == 0 })
 	cancel()
@@ -99,7 +100,7 @@ func resizeWhileAContainerStarts(t *testing.T, w *world) {
 	if slices.Contains(w.effects, "host.Unmount") {
 		t.Errorf("unmounted while a container may be starting: %q", w.effects)
 	}
-	w.age(t, "docker", suspectAge)
+	w.age(t, "docker", volume.SuspectAge)
 	withoutResource(t, func() { check(t, resize(subject, 2*sizeExt4)(t.Context(), w)) })
 	if !slices.Contains(w.effects, "host.Unmount") {
 		t.Errorf("the volume grew mounted: this test proves nothing: %q", w.effects)
@@ -111,16 +112,16 @@ func resizeWhileAContainerStarts(t *testing.T, w *world) {
 func resizeWaitsForTrim(t *testing.T, w *world) {
 	check(t, mountUser("")(t.Context(), w))
 	id := w.id(t, subject)
-	_, err := w.beginTrim(t.Context(), id)
+	_, err := w.BeginTrim(t.Context(), id)
 	check(t, err)
 	done := w.waitsForTrim(t, func() error {
 		var err error
 		withoutResource(t, func() { err = resize(subject, 2*sizeExt4)(t.Context(), w) })
 		return err
 	})
-	w.trims.end(id)
+	w.TrimOver(id)
 	check(t, <-done)
-	w.wantMounted(t, subject, userHolder)
+	w.wantMounted(t, subject, volume.UserHolder)
 	w.wantSize(t, w.volume(t, subject))
 }
 
@@ -130,11 +131,7 @@ func (w *world) waitsForTrim(t *testing.T, do func() error) (done chan error) {
 	done = make(chan error, 1)
 	go func() { done <- do() }()
 	id := w.id(t, subject)
-	if !within(10*time.Second, func() bool {
-		w.locks.mu.Lock()
-		defer w.locks.mu.Unlock()
-		return w.locks.byID[id] != nil
-	}) {
+	if !within(10*time.Second, func() bool { return w.LockWanted(id) }) {
 		t.Fatal("the volume's lock is not taken")
 	}
 	select {
@@ -148,7 +145,7 @@ func (w *world) waitsForTrim(t *testing.T, do func() error) (done chan error) {
 func trimKeepsMounted(t *testing.T, w *world) {
 	id := w.id(t, subject)
 	w.mount(t, "docker")
-	dir, err := w.beginTrim(t.Context(), id)
+	dir, err := w.BeginTrim(t.Context(), id)
 	check(t, err)
 	w.wantMounted(t, subject, "docker") // and no other
 	w.unmount(t, "docker")
@@ -157,19 +154,19 @@ func trimKeepsMounted(t *testing.T, w *world) {
 	w.wantMounted(t, subject)
 	_, err = fs.Trim(dir)
 	check(t, err)
-	check(t, w.endTrim(t.Context(), id))
+	check(t, w.EndTrim(t.Context(), id))
 	w.wantFree(t, subject)
 }
 
 func deletionWaitsForTrim(t *testing.T, w *world) {
 	id := w.id(t, subject)
 	for range 2 {
-		_, err := w.beginTrim(t.Context(), id)
+		_, err := w.BeginTrim(t.Context(), id)
 		check(t, err)
 	}
-	w.trims.end(id) // one of two
+	w.TrimOver(id) // one of two
 	done := w.waitsForTrim(t, func() error { return remove(subject)(t.Context(), w) })
-	check(t, w.endTrim(t.Context(), id))
+	check(t, w.EndTrim(t.Context(), id))
 	check(t, <-done)
 	w.wantSound(t)
 	if w.named(subject) != "" || len(w.mounts(t)) > 0 {
@@ -185,7 +182,7 @@ func (w *world) makeReadOnly(t *testing.T) {
 
 func (w *world) readOnly(t *testing.T) bool {
 	t.Helper()
-	entry, err := w.mountOf(w.Mountpoint(subject))
+	entry, err := w.MountOf(w.Mountpoint(subject))
 	check(t, err)
 	if entry == nil {
 		t.Fatal("not mounted")

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"orlop/fs"
 	"orlop/metadata"
 )
 
@@ -34,9 +35,9 @@ type stalls struct {
 }
 
 type stall struct {
-	device uint64
-	mu     sync.Mutex // held while it is ended
-	over   bool
+	mu   sync.Mutex // held while it begins and while it is ended
+	held *fs.Held   // nil if it was never frozen
+	over bool
 }
 
 func (s *stalls) any() bool {
@@ -186,9 +187,11 @@ func (m *Manager) beginStall(ctx context.Context, id string) *stall {
 		m.log.Error("writers not stalled", "volume", v.Name, "error", err)
 		return nil
 	}
-	one := &stall{device: entry.Device}
+	one := &stall{}
+	one.mu.Lock()
+	defer one.mu.Unlock()
 	m.stalls.add(v.ID, one)
-	if err := m.host.Freeze(entry.Mountpoint); err != nil {
+	if one.held, err = m.host.Freeze(entry.Mountpoint); err != nil {
 		m.log.Error("writers not stalled", "volume", v.Name, "error", err)
 		m.stalls.drop(v.ID, one) // not ours to thaw
 		m.withdraw(ctx, v.ID)
@@ -214,8 +217,10 @@ func (m *Manager) endStall(volume string, one *stall) error {
 	if one.over {
 		return nil
 	}
-	if err := m.thawDevice(one.device); err != nil {
-		return err
+	if one.held != nil {
+		if err := m.host.EndFreeze(one.held); err != nil {
+			return err
+		}
 	}
 	one.over = true
 	m.stalls.drop(volume, one)

@@ -154,6 +154,8 @@ func TestRecoveryEndsStallsOfAKilledDaemon(t *testing.T) {
 	next := newStaller(t, m.root, m.store.(*metadata.Store))
 	check(t, next.Recover(t.Context()))
 	wantStalled(t, next, volumes[0], false)
+	m.stalls.end() // to close what the kernel closes of a killed daemon
+	m.stalls.running.Wait()
 }
 
 func TestStallLeavesAnotherOnesFreezeAlone(t *testing.T) {
@@ -188,6 +190,7 @@ type slowFreezer struct {
 
 	mu    sync.Mutex
 	calls []string
+	dirs  map[*fs.Held]string
 }
 
 func (h *slowFreezer) called(call, dir string) {
@@ -202,16 +205,23 @@ func (h *slowFreezer) has(call string) bool {
 	return slices.Contains(h.calls, call)
 }
 
-func (h *slowFreezer) Freeze(dir string) error {
+func (h *slowFreezer) Freeze(dir string) (*fs.Held, error) {
 	h.called("begin", dir)
 	if dir == h.slow {
 		<-h.allow
 	}
-	return h.host.Freeze(dir)
+	held, err := h.host.Freeze(dir)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dirs[held] = dir
+	return held, err
 }
 
-func (h *slowFreezer) Thaw(dir string) error {
-	err := h.host.Thaw(dir)
+func (h *slowFreezer) EndFreeze(held *fs.Held) error {
+	err := h.host.EndFreeze(held)
+	h.mu.Lock()
+	dir := h.dirs[held]
+	h.mu.Unlock()
 	h.called("thawed", dir)
 	return err
 }
@@ -228,7 +238,7 @@ func TestASlowFreezeDelaysTheEndOfNoOtherStall(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m, volumes := newStallable(t, "slow", "quick")
-			h := &slowFreezer{host: m.host, slow: m.Mountpoint("slow"), allow: make(chan struct{})}
+			h := &slowFreezer{host: m.host, slow: m.Mountpoint("slow"), allow: make(chan struct{}), dirs: map[*fs.Held]string{}}
 			m.host = h
 			m.limitStalls(test.limit)
 			m.stallAll(t.Context()) // returns: the watch is not held up

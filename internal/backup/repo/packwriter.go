@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // A Pack is a finished pack, to be stored as Ref.Name.
@@ -62,6 +63,7 @@ func (w *packWriter) fits(payload int) bool {
 // add seals a record that fits. Of e, the ID, type, level, flags and length are given.
 func (w *packWriter) add(e Entry, payload []byte) Entry {
 	e.Ordinal, e.Offset, e.Sealed = uint32(len(w.entries))+1, uint32(len(w.data)), uint32(len(payload)+tagSize)
+	w.data = slices.Grow(w.data, int(e.Sealed)) // Seal grows by what it needs and no more: for many records, too often
 	w.data = w.sealer.Seal(w.data, nonce(e.Ordinal), payload, w.ref.additional(w.lineage.keys.repository, &e))
 	w.entries = append(w.entries, e)
 	return e
