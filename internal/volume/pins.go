@@ -10,16 +10,21 @@ import (
 )
 
 // pins keep snapshots from being deleted while something reads them. They end with the daemon, as the readers do.
+//
+// Two locks, because deciding takes a transaction and looking must not wait for one: who looks may be in a transaction
+// that the decision waits for.
 type pins struct {
-	mu   sync.Mutex // held also while a deletion is decided on
+	deciding sync.Mutex // held while something is pinned, or a deletion decided on
+
+	mu   sync.Mutex // guards byID; nothing is waited for under it
 	byID map[string][]string
 }
 
 // Pin keeps a snapshot, given by its ID, from being deleted until release is called; why shows to users. It fails
 // with fault.ErrInUse if the snapshot is not ready.
 func (m *Manager) Pin(id, why string) (s metadata.Snapshot, release func(), err error) {
-	m.pins.mu.Lock()
-	defer m.pins.mu.Unlock()
+	m.pins.deciding.Lock()
+	defer m.pins.deciding.Unlock()
 	err = m.store.View(func(tx *metadata.Tx) error {
 		s, err = tx.Snapshot(id)
 		return err
@@ -34,12 +39,18 @@ func (m *Manager) Pin(id, why string) (s metadata.Snapshot, release func(), err 
 	default:
 		return s, nil, fault.Errorf(fault.ErrInUse, "snapshot %s@%s: is being taken", s.Volume.Name, s.Name)
 	}
-	if m.pins.byID == nil {
-		m.pins.byID = map[string][]string{}
-	}
-	m.pins.byID[id] = append(m.pins.byID[id], why)
+	m.pins.add(id, why)
 	var once sync.Once
 	return s, func() { once.Do(func() { m.unpin(id, why) }) }, nil
+}
+
+func (p *pins) add(id, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byID == nil {
+		p.byID = map[string][]string{}
+	}
+	p.byID[id] = append(p.byID[id], why)
 }
 
 func (m *Manager) unpin(id, why string) {
@@ -64,13 +75,9 @@ func (m *Manager) Pins(id string) []string {
 // UpdateUnpinned is an update of the metadata that removes snapshots: while it runs nothing is pinned. It hands to fn
 // what tells why a snapshot must stay, or "".
 func (m *Manager) UpdateUnpinned(ctx context.Context, fn func(tx *metadata.Tx, pinned func(id string) string) error) error {
-	m.pins.mu.Lock()
-	defer m.pins.mu.Unlock()
-	return m.store.Update(ctx, func(tx *metadata.Tx) error {
-		return fn(tx, func(id string) string {
-			return first(m.pins.byID[id])
-		})
-	})
+	m.pins.deciding.Lock()
+	defer m.pins.deciding.Unlock()
+	return m.store.Update(ctx, func(tx *metadata.Tx) error { return fn(tx, m.pinned) })
 }
 
 // pinned tells why a snapshot must stay now, or "".

@@ -30,7 +30,7 @@ type Repository struct {
 	heads   *compressor // for heads; made when it is first needed
 }
 
-// Options of Init and Open.
+// options are what the Options of Init and Open say.
 type options struct {
 	at     string
 	cache  string
@@ -54,6 +54,13 @@ func RememberedBy(memory Memory) Option { return func(o *options) { o.memory = m
 // From says on whose behalf sessions are registered. A host takes over those of its own that ended. Without, nobody's
 // sessions are taken over.
 func From(origin Origin) Option { return func(o *options) { o.origin = origin } }
+
+func optionsOf(opts []Option) (o options) {
+	for _, option := range opts {
+		option(&o)
+	}
+	return o
+}
 
 func (o *options) destination() string {
 	if o.at == "" {
@@ -168,21 +175,14 @@ func openPacks(ctx context.Context, objects store.Store, key *Key, damage error,
 		}
 		return nil, errNoRepository(opts)
 	}
-	var o options
-	for _, option := range opts {
-		option(&o)
-	}
+	o := optionsOf(opts)
 	damage = fmt.Errorf("%w; backups can be read, and orlop backup repair %s makes it anew", damage, o.destination())
 	return newRepository(ctx, objects, keys, key, damage, opts)
 }
 
 // errNoRepository tells apart a place that never held a repository from one where a known one is gone.
 func errNoRepository(opts []Option) error {
-	var o options
-	for _, option := range opts {
-		option(&o)
-	}
-	if o.memory != nil {
+	if o := optionsOf(opts); o.memory != nil {
 		if known, err := o.memory.Recall(); err == nil && known.Repository != (ID{}) {
 			return fault.Errorf(fault.ErrNotFound, "repository %s, which this host knows, is not there", known.Repository)
 		}
@@ -246,10 +246,7 @@ func keyringOf(ctx context.Context, objects store.Store, pack store.Object, key 
 func newRepository(ctx context.Context, objects store.Store, keys *Keyring, key *Key, damage error, opts []Option) (*Repository, error) {
 	r := &Repository{
 		objects: objects, keys: keys, damage: damage, kept: Kept, uptime: uptime,
-		chains: map[string]*chain{}, running: map[ID]bool{},
-	}
-	for _, option := range opts {
-		option(&r.options)
+		options: optionsOf(opts), chains: map[string]*chain{}, running: map[ID]bool{},
 	}
 	if err := r.recognise(key); err != nil {
 		return nil, err

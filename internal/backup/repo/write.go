@@ -91,8 +91,8 @@ type writer struct {
 
 	nodes    *liveNodes
 	mu       sync.Mutex // guards session.packs and stats while packs are uploaded
-	built    bool // tree is there
-	doubtful bool // and refers to what may not be live any more
+	built    bool       // tree is there
+	doubtful bool       // and refers to what may not be live any more
 	tree     Tree
 	stats    Stats
 	mistrust error
