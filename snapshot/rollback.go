@@ -17,7 +17,7 @@ const beforeRestore = "before-restore-"
 
 // Restore rolls a volume back to a snapshot of it: a fresh copy of the snapshot takes the place of the volume's device,
 // in one transaction. The snapshot stays; what the copy replaces becomes a snapshot itself, or is discarded. The volume
-// keeps its size, labels and options; a filesystem that was smaller then grows at the next mount.
+// keeps its size, labels and options; a filesystem that was smaller then grows to it at the next mount.
 //
 // It fails with fault.ErrInUse, naming the holders, while the volume is in use or a snapshot of it is being taken. A
 // crash leaves the old state or the new one.
@@ -67,6 +67,12 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	// All that takes long, before the volume is locked: the snapshot is pinned and does not change.
 	if err := cloneSealed(ctx, pool, blockdev.ID(incoming.ID), blockdev.ID(s.Device), record); err != nil {
 		return v, old, err
+	}
+	if v.Size > s.Size { // it was resized since: the filesystem follows at the next mount
+		if err := pool.Grow(ctx, blockdev.ID(incoming.ID), v.Size); err != nil {
+			return v, old, err
+		}
+		incoming.Size = v.Size
 	}
 	if err := pool.Sync(ctx, blockdev.ID(incoming.ID)); err != nil {
 		return v, old, err

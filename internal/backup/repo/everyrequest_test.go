@@ -114,21 +114,17 @@ func (s *aScene) check(t *testing.T, r *Repository, gone string) []*Backup {
 	return others
 }
 
-func TestEveryRequestMayFailBeforeOrAfterItsEffect(t *testing.T) {
-	scene := newScene(t)
-	var oldest string
-	{
-		r, _, _ := scene.open(t)
-		h, _ := mustNewest(t, r)
-		oldest = h.Backups()[0].Record
-	}
-	forgotten := ""
-	for _, operation := range []struct {
-		name string
-		do   func(ctx context.Context, r *Repository) error
-	}{
+// An anOperation is one that is cut short at each of its requests.
+type anOperation struct {
+	name string
+	do   func(ctx context.Context, r *Repository) error
+}
+
+// operations are those that change a repository. Forget removes the oldest backup.
+func (s *aScene) operations(oldest string) []anOperation {
+	return []anOperation{
 		{"backup", func(ctx context.Context, r *Repository) error {
-			_, err := r.Backup(ctx, specOf(scene.next, scene.last, scene.v))
+			_, err := r.Backup(ctx, specOf(s.next, s.last, s.v))
 			return err
 		}},
 		{"forget", func(ctx context.Context, r *Repository) error {
@@ -143,7 +139,19 @@ func TestEveryRequestMayFailBeforeOrAfterItsEffect(t *testing.T) {
 			_, err := r.Compact(ctx, testLineage, 0.1)
 			return err
 		}},
-	} {
+	}
+}
+
+func TestEveryRequestMayFailBeforeOrAfterItsEffect(t *testing.T) {
+	scene := newScene(t)
+	var oldest string
+	{
+		r, _, _ := scene.open(t)
+		h, _ := mustNewest(t, r)
+		oldest = h.Backups()[0].Record
+	}
+	forgotten := ""
+	for _, operation := range scene.operations(oldest) {
 		t.Run(operation.name, func(t *testing.T) {
 			forgotten = ""
 			if operation.name == "forget" {
