@@ -14,6 +14,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"orlop/internal/backup/repo"
+	"orlop/internal/backup/store/dirstore"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
 )
@@ -67,37 +68,48 @@ type openRepository struct {
 	local localState
 }
 
+// A place is what it takes to open the repository of a destination, or to mend it.
+type place struct {
+	key     *repo.Key // nil without --key-file
+	objects *dirstore.Store
+	local   localState
+}
+
+// openPlace opens a destination. The caller closes the objects.
+func openPlace(ctx *urfave.Context, at destination) (p place, err error) {
+	if p.key, err = keyOf(ctx); err != nil {
+		return p, err
+	}
+	if p.local, err = at.local(); err != nil {
+		return p, err
+	}
+	p.objects, err = at.open()
+	return p, err
+}
+
 // openRepository opens the repository of a destination with the command's key, and calls do with it.
 func (c *cli) openRepository(ctx *urfave.Context, at destination, do func(*openRepository) error) error {
-	key, err := keyOf(ctx)
+	p, err := openPlace(ctx, at)
 	if err != nil {
 		return err
 	}
-	objects, err := at.open()
+	defer p.objects.Close()
+	options, err := p.local.options(at)
 	if err != nil {
 		return err
 	}
-	defer objects.Close()
-	local, err := at.local()
-	if err != nil {
-		return err
-	}
-	options, err := local.options(at)
-	if err != nil {
-		return err
-	}
-	r, err := repo.Open(ctx.Context, objects, key, options...)
+	r, err := repo.Open(ctx.Context, p.objects, p.key, options...)
 	if fault.Is(err, fault.ErrNotFound) {
 		return fault.Errorf(fault.ErrNotFound, "%s: %w; is the disk mounted? %s", at, err, at.initHint())
 	}
-	if key == nil && fault.Is(err, fault.ErrInvalid) {
+	if p.key == nil && fault.Is(err, fault.ErrInvalid) {
 		err = fmt.Errorf("%w: say --key-file FILE, or set ORLOP_KEY_FILE", err)
 	}
 	if err == nil {
 		if damage := r.Damage(); damage != nil && !c.json {
 			fmt.Fprintf(c.stderr, "orlop: warning: %v\n", damage)
 		}
-		err = do(&openRepository{r, at, local})
+		err = do(&openRepository{r, at, p.local})
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", at, err)

@@ -146,21 +146,13 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			key, err := keyOf(ctx)
+			p, err := openPlace(ctx, at)
 			if err != nil {
 				return err
 			}
-			objects, err := at.open()
-			if err != nil {
-				return err
-			}
-			defer objects.Close()
-			local, err := at.local()
-			if err != nil {
-				return err
-			}
-			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: local.memory()}
-			steps, err := repo.Repair(ctx.Context, objects, key, options)
+			defer p.objects.Close()
+			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory()}
+			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", at, err)
 			}
