@@ -128,7 +128,7 @@ fuzz: need-go ## run every fuzz target in the tree for FUZZ_TIME each (10s)
 	done
 
 .PHONY: bench
-bench: need-root need-go build ## compare with plain loop devices, in about 10 minutes; BENCH_QUICK=1: in 2 (root)
+bench: need-root need-go build ## compare with plain loop devices, restic and borg, in about 30 minutes; BENCH_QUICK=1: in 4 (root)
 	@tools/deps.sh run bench
 	go build -o bin/bench ./e2e/bench
 	unshare --mount bin/bench bin/orlop   # the mounts are nobody else's, and go with the process at the latest

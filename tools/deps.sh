@@ -46,7 +46,11 @@ group() {
 		need python3-cryptography /usr/lib/python3/dist-packages/cryptography
 		need python3-zstandard /usr/lib/python3/dist-packages/zstandard
 		;;
-	bench) need fio fio ;;
+	bench)
+		need fio fio
+		need restic restic
+		need borgbackup borg
+		;;
 	*)
 		echo "usage: $0 build|run|quickstart|lint|test|bench..." >&2
 		exit 2

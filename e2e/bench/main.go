@@ -1,10 +1,11 @@
 // Command bench measures a built orlop and, in the same run, what it is to be compared with: a filesystem on a plain
-// loop device, made by hand, and the host's filesystem. It prints a table of medians and asserts nothing about time.
+// loop device, made by hand, the host's filesystem, and restic and borg for backups. It prints a table of medians and
+// asserts nothing about time.
 //
 //	unshare --mount bench bin/orlop
 //
-// It needs root, fio and about 10 minutes, with BENCH_QUICK=1 about 2. BENCH_ONLY names one part of it: lifecycle, many,
-// disks or snapshots. BENCH_DIR is where it works, /var/tmp by
+// It needs root, fio, restic, borg and about 30 minutes, with BENCH_QUICK=1 about 4. BENCH_ONLY names one part of it:
+// lifecycle, many, disks, snapshots or backups. BENCH_DIR is where it works, /var/tmp by
 // default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too. In a mount
 // namespace of its own, nobody who starts a container meanwhile gets a copy of its mounts and keeps them in use.
 package main
@@ -25,7 +26,12 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx)
+	var err error
+	if len(os.Args) > 1 && os.Args[1] == writerCommand {
+		err = writeBackup(ctx, os.Args[2:])
+	} else {
+		err = measure(ctx)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -67,7 +73,7 @@ func measure(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"lifecycle", b.lifecycle}, {"many", b.many}, {"disks", b.disks}, {"snapshots", b.snapshots}} {
+	}{{"lifecycle", b.lifecycle}, {"many", b.many}, {"disks", b.disks}, {"snapshots", b.snapshots}, {"backups", b.backups}} {
 		if only != "" && only != part.name {
 			continue
 		}

@@ -1,0 +1,435 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Aims: the peers' times divided by these, or seconds.
+const (
+	fullAim     = 1 / 2.5
+	changedAim  = 1.0 / 25
+	restoreAim  = 1.0 / 2
+	sizeAim     = 1.05
+	withSnapAim = 1.0 // s, 10 MiB changed, snapshot and all
+	nothingAim  = 0.2 // s
+	memoryAim   = 300 // MiB
+)
+
+// change is how much of the image is overwritten between two backups: ten pieces of 1 MiB.
+const (
+	changes    = 10
+	changeSize = 1 << 20
+)
+
+// backups compares encrypted backups of a volume's snapshots to a directory, and restores to a file, with what other programs
+// take for the same image. They get the snapshot's image, in the page cache, and so do we.
+func (b *bench) backups(ctx context.Context) error {
+	d, err := b.newDaemon("backups", "--pool-size", "40G")
+	if err != nil {
+		return err
+	}
+	if _, err := d.start(ctx); err != nil {
+		return err
+	}
+	const volume = "image"
+	if err := d.create(ctx, volume, map[string]string{"size": "8G"}); err != nil {
+		return err
+	}
+	dir, err := d.mount(ctx, volume)
+	if err != nil {
+		return err
+	}
+	data, err := b.fillTree(ctx, dir)
+	if err != nil {
+		return err
+	}
+	s := &backupSeries{bench: b, daemon: d, volume: volume, dir: dir, figures: map[string]*backupFigures{}}
+	for range b.pick(runs, 1) {
+		if err := s.run(ctx); err != nil {
+			return err
+		}
+	}
+	s.report(data)
+	if err := d.unmount(ctx, volume); err != nil {
+		return err
+	}
+	if _, err := d.orlop(ctx, "delete", "--snapshots", volume); err != nil {
+		return err
+	}
+	return b.scale(ctx)
+}
+
+// fillTree fills a volume with programs, sources and random bytes, 5 GB in all if this machine has them, and returns how
+// many bytes there are.
+func (b *bench) fillTree(ctx context.Context, dir string) (int64, error) {
+	random := int64(b.pick(500e6, 100e6))
+	if err := fill(ctx, b, dir, random, false); err != nil { // fio's buffers do not compress
+		return 0, err
+	}
+	goroot, err := b.runner.Run(ctx, "go", "env", "GOROOT")
+	if err != nil {
+		return 0, err
+	}
+	left := int64(b.pick(4.5e9, 0.7e9))
+	full := left
+	for i, tree := range []string{strings.TrimSpace(string(goroot)), "/usr/lib", "/usr/share", "/usr/bin"} {
+		if err := copyTree(ctx, filepath.Join(dir, strconv.Itoa(i)), tree, &left); err != nil {
+			return 0, err
+		}
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	return random + full - left, errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
+// copyTree copies the regular files of a tree as long as there are bytes left.
+func copyTree(ctx context.Context, to, from string, left *int64) error {
+	return filepath.WalkDir(from, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case entry.IsDir():
+			return os.MkdirAll(filepath.Join(to, strings.TrimPrefix(path, from)), 0o755)
+		case !entry.Type().IsRegular():
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		if err != nil || int64(len(data)) > *left {
+			return err
+		}
+		*left -= int64(len(data))
+		return os.WriteFile(filepath.Join(to, strings.TrimPrefix(path, from)), data, 0o600)
+	})
+}
+
+// backupFigures are those of one program.
+type backupFigures struct {
+	full, fullMemory, fullCPU, size                series
+	changed, changedMemory, withSnapshot, growth   series
+	nothing, restore, restoreMemory, restoredBytes series
+}
+
+// backupSeries repeats the same with fresh repositories.
+type backupSeries struct {
+	*bench
+
+	daemon      *daemon
+	volume, dir string
+	figures     map[string]*backupFigures // by name of the program
+	number      int                       // of snapshots
+}
+
+// A stage is a snapshot that is backed up.
+type stage struct {
+	name  string
+	image string
+	diff  []byte // what orlop snapshot diff says
+	took  float64
+}
+
+func (s *backupSeries) of(name string) *backupFigures {
+	if s.figures[name] == nil {
+		s.figures[name] = &backupFigures{}
+	}
+	return s.figures[name]
+}
+
+// run takes the snapshots and has each program back all of them up and restore the last.
+func (s *backupSeries) run(ctx context.Context) (err error) {
+	var stages []stage
+	for i := range 3 {
+		if i == 1 {
+			if err := s.overwrite(); err != nil {
+				return err
+			}
+		}
+		one, err := s.snapshot(ctx, stages)
+		if err != nil {
+			return err
+		}
+		stages = append(stages, one)
+	}
+	if err := warm(stages); err != nil {
+		return err
+	}
+	if err := s.ours(ctx, stages); err != nil {
+		return err
+	}
+	for _, p := range peers {
+		if err := s.theirs(ctx, p, stages); err != nil {
+			return err
+		}
+	}
+	for _, one := range stages {
+		if _, err := s.daemon.orlop(ctx, "snapshot", "delete", s.volume+"@"+one.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// overwrite writes new random bytes to ten places of a file of the volume.
+func (s *backupSeries) overwrite() error {
+	f, err := os.OpenFile(filepath.Join(s.dir, dataFile), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	source := rand.NewChaCha8([32]byte{byte(s.number)})
+	piece := make([]byte, changeSize)
+	for i := range int64(changes) {
+		_, _ = source.Read(piece) // never fails
+		if _, err := f.WriteAt(piece, i*(info.Size()/changes)/changeSize*changeSize); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// snapshot takes a snapshot and asks what changed since the one before.
+func (s *backupSeries) snapshot(ctx context.Context, before []stage) (stage, error) {
+	images := filepath.Join(s.daemon.root, "pool", "images", "*.img")
+	there, err := filepath.Glob(images)
+	if err != nil {
+		return stage{}, err
+	}
+	s.number++
+	one := stage{name: fmt.Sprintf("s%d", s.number)}
+	begin := time.Now()
+	if _, err := s.daemon.orlop(ctx, "snapshot", "create", s.volume, "--name", one.name); err != nil {
+		return stage{}, err
+	}
+	args := []string{"snapshot", "diff", s.volume + "@" + one.name}
+	if len(before) > 0 {
+		args = []string{"snapshot", "diff", s.volume + "@" + before[len(before)-1].name, s.volume + "@" + one.name}
+	}
+	if one.diff, err = s.daemon.orlop(ctx, args...); err != nil {
+		return stage{}, err
+	}
+	one.took = time.Since(begin).Seconds()
+	now, err := filepath.Glob(images)
+	if err != nil {
+		return stage{}, err
+	}
+	for _, path := range now {
+		if !strings.Contains(strings.Join(there, "\n"), path) {
+			one.image = path
+		}
+	}
+	if one.image == "" {
+		return stage{}, errors.New("the snapshot has no image")
+	}
+	return one, nil
+}
+
+// warm reads the images, so that nobody has to wait for the disk.
+func warm(stages []stage) error {
+	for _, one := range stages {
+		f, err := os.Open(one.image)
+		if err != nil {
+			return err
+		}
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		buf := make([]byte, 4<<20)
+		for err == nil {
+			_, err = f.Read(buf)
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ours measures the engine, with a process for each backup.
+func (s *backupSeries) ours(ctx context.Context, stages []stage) (err error) {
+	f := s.of("orlop")
+	dir := filepath.Join(s.bench.dir, "ours")
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	env, err := s.initOurs(ctx, dir)
+	if err != nil {
+		return err
+	}
+	repository, base := filepath.Join(dir, "repository"), ""
+	for i, one := range stages {
+		w, c, err := s.write(ctx, dir, one.image, base, one.diff)
+		if err != nil {
+			return err
+		}
+		base = w.Record
+		size, err := sizeOf(repository)
+		if err != nil {
+			return err
+		}
+		f.add(i, c, size, one.took)
+	}
+	path := filepath.Join(dir, "restored.img")
+	_, c, err := measured(ctx, dir, env, nil, s.program, "backup", "restore", repository+"?volume="+lineage,
+		"--to-file", path, "--key-file", filepath.Join(dir, "key"))
+	if err != nil {
+		return err
+	}
+	return s.restored(f, stages[len(stages)-1].image, path, c)
+}
+
+// initOurs makes a repository, a key and a cache below dir.
+func (b *bench) initOurs(ctx context.Context, dir string) (env []string, err error) {
+	if err := os.MkdirAll(filepath.Join(dir, "cache"), 0o700); err != nil {
+		return nil, err
+	}
+	env = []string{"XDG_CACHE_HOME=" + filepath.Join(dir, "xdg"), "ORLOP_DEST=", "ORLOP_KEY_FILE="}
+	key := filepath.Join(dir, "key")
+	if _, _, err := measured(ctx, dir, env, nil, b.program, "key", "create", key); err != nil {
+		return nil, err
+	}
+	_, _, err = measured(ctx, dir, env, nil, b.program, "backup", "init", filepath.Join(dir, "repository"), "--key-file", key)
+	return env, err
+}
+
+// write has a process write one backup into what initOurs made.
+func (b *bench) write(ctx context.Context, dir, image, base string, diff []byte) (w written, c cost, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return w, c, err
+	}
+	out, c, err := measured(ctx, dir, nil, bytes.NewReader(diff), self, writerCommand, "-repository", filepath.Join(dir, "repository"),
+		"-key", filepath.Join(dir, "key"), "-cache", filepath.Join(dir, "cache"), "-image", image, "-base", base)
+	if err != nil {
+		return w, c, err
+	}
+	return w, c, json.Unmarshal(out, &w)
+}
+
+// theirs measures a peer.
+func (s *backupSeries) theirs(ctx context.Context, p peer, stages []stage) (err error) {
+	f := s.of(p.name)
+	dir := filepath.Join(s.bench.dir, p.name)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	r, err := p.begin(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for i, one := range stages {
+		c, err := r.save(ctx, one.name, one.image)
+		if err != nil {
+			return err
+		}
+		size, err := sizeOf(r.repository())
+		if err != nil {
+			return err
+		}
+		f.add(i, c, size, one.took)
+	}
+	last := stages[len(stages)-1]
+	path, c, err := r.load(ctx, last.name, last.image)
+	if err != nil {
+		return err
+	}
+	// What is restored has to be on the disk: ours is, when the command ends.
+	begin := time.Now()
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	c.seconds += time.Since(begin).Seconds()
+	return s.restored(f, last.image, path, c)
+}
+
+// add takes the figures of the backup of a stage.
+func (f *backupFigures) add(stage int, c cost, size, snapshot float64) {
+	switch stage {
+	case 0:
+		f.full, f.fullMemory, f.fullCPU = append(f.full, c.seconds), append(f.fullMemory, c.memory), append(f.fullCPU, c.cpu)
+		f.size = append(f.size, size)
+	case 1:
+		f.changed, f.changedMemory = append(f.changed, c.seconds), append(f.changedMemory, c.memory)
+		f.withSnapshot = append(f.withSnapshot, c.seconds+snapshot)
+		f.growth = append(f.growth, size-f.size[len(f.size)-1])
+	case 2:
+		f.nothing = append(f.nothing, c.seconds)
+	}
+}
+
+// restored takes the figures of a restore, after making sure that it is right, and deletes the file.
+func (s *backupSeries) restored(f *backupFigures, image, path string, c cost) error {
+	if _, err := s.runner.Run(context.Background(), "cmp", image, path); err != nil {
+		return fmt.Errorf("what was restored differs: %w", err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		return err
+	}
+	f.restore, f.restoreMemory = append(f.restore, c.seconds), append(f.restoreMemory, c.memory)
+	f.restoredBytes = append(f.restoredBytes, float64(stat.Blocks)*512/(1<<20))
+	return os.Remove(path)
+}
+
+// sizeOf returns the MiB of all files below a directory.
+func sizeOf(dir string) (mib float64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil {
+			mib += float64(info.Size()) / (1 << 20)
+		}
+		return err
+	})
+	return mib, err
+}
+
+// report makes the rows.
+func (s *backupSeries) report(data int64) {
+	ours := s.of("orlop")
+	for _, p := range peers {
+		their := s.of(p.name)
+		beside := func(what, unit string, mine, peer series, aim float64) row {
+			return row{what: "backup: " + what + ", " + p.name, unit: unit, ours: mine, peer: peer, ratioBelow: aim}
+		}
+		s.bench.report.add(
+			beside("full", "s", ours.full, their.full, fullAim),
+			beside("full, processor time", "s", ours.fullCPU, their.fullCPU, 0),
+			beside("full, memory at most", "MiB", ours.fullMemory, their.fullMemory, 0),
+			beside("repository after it", "MiB", ours.size, their.size, sizeAim),
+			beside("10 MiB changed", "s", ours.changed, their.changed, changedAim),
+			beside("10 MiB changed, growth", "MiB", ours.growth, their.growth, 0),
+			beside("nothing changed", "s", ours.nothing, their.nothing, 0),
+			beside("restore", "s", ours.restore, their.restore, restoreAim),
+			beside("restore, on the disk", "MiB", ours.restoredBytes, their.restoredBytes, 0),
+			beside("restore, memory at most", "MiB", ours.restoreMemory, their.restoreMemory, 0),
+		)
+	}
+	s.bench.report.add(
+		row{what: "backup: 10 MiB changed, snapshot and all", unit: "s", ours: ours.withSnapshot, below: withSnapAim},
+		row{what: "backup: nothing changed", unit: "s", ours: ours.nothing, below: nothingAim},
+		row{what: "backup: full, memory at most", unit: "MiB", ours: ours.fullMemory, below: memoryAim},
+		row{what: "backup: restore, memory at most", unit: "MiB", ours: ours.restoreMemory, below: memoryAim},
+	)
+	s.bench.report.note("Backups are of an ext4 volume of 8 GiB with %.1f GB in it.", float64(data)/1e9)
+}
