@@ -294,7 +294,7 @@ func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, e
 func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL) (*repo.Backup, error) {
 	var newest *repo.Backup
 	var ids []string
-	hurt := repo.RememberedHurt(o.local.verified())
+	hurt := repo.RememberedDamage(o.local.verified()).Hurts
 	for _, b := range backups {
 		if b.Volume.Name != u.volume {
 			continue

@@ -269,7 +269,7 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 	}
 	var doubts []error
 	for _, lineage := range lineages {
-		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedHurt(r.local.verified())}
+		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedDamage(r.local.verified()).Hurts}
 		if err := p.prune(lineage, view.DryRun); err != nil {
 			return err
 		}

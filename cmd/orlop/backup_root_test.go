@@ -47,7 +47,7 @@ func TestRestoreOntoAFullDiskGoesOnOnceThereIsRoom(t *testing.T) {
 	dir := tmpfs(t, "size=1M")
 	image := filepath.Join(dir, "image")
 	got := invoke("backup", "restore", url, "--to-file", image, "--key-file", p.key)
-	if got.code != 5 || !strings.Contains(got.stderr, image+".part") {
+	if got.code != 5 || !strings.Contains(got.stderr, image+".orlop-part") {
 		t.Errorf("%s", got)
 	}
 	if _, err := os.Stat(image); !os.IsNotExist(err) {

@@ -23,7 +23,7 @@ type chain struct {
 	lineage    *Lineage
 
 	mu         sync.Mutex // guards what follows
-	highest    uint64     // the highest number ever seen
+	highest    uint64     // the highest number of a head that was read, or is in the chain
 	remembered uint64     // the highest number that the host will know after its process ended
 
 	loading sync.Mutex // guards what follows, for as long as an index is loaded
@@ -57,15 +57,15 @@ func (c *chain) read(ctx context.Context) (*Head, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := c.remember(number); err != nil {
-			return nil, err
-		}
 		if number == 0 {
 			return &Head{Lineage: c.lineage.name, Sequence: 1}, nil
 		}
 		h, err := c.get(ctx, number)
-		if !fault.Is(err, fault.ErrNotFound) {
-			return h, err
+		switch {
+		case err == nil:
+			return h, c.remember(number)
+		case !fault.Is(err, fault.ErrNotFound):
+			return nil, err
 		}
 	}
 	return nil, c.errBusy()
@@ -117,7 +117,6 @@ func (c *chain) newestNumber(ctx context.Context) (uint64, error) {
 		return 0, fault.Errorf(fault.ErrCorrupt, "lineage %s: its newest head is %d, but this host has seen head %d: the destination was set back to an older state, or another one is mounted in its place; bring the newer state back, or run orlop backup repair %s to go on from the older one",
 			c.lineage.name, newest, c.highest, c.repository.options.destination())
 	}
-	c.highest = newest
 	return newest, nil
 }
 
@@ -126,7 +125,7 @@ func (c *chain) numbers(ctx context.Context) (numbers []uint64, err error) {
 	prefix := HeadPrefix(c.lineage.name)
 	err = c.repository.objects.List(ctx, prefix, func(o store.Object) error {
 		number, err := strconv.ParseUint(strings.TrimPrefix(o.Name, prefix), 10, 64)
-		if err == nil && number > 0 && o.Name == HeadName(c.lineage.name, number) {
+		if err == nil && number > 0 && number <= maxHead && o.Name == HeadName(c.lineage.name, number) {
 			numbers = append(numbers, number)
 		}
 		return nil
@@ -163,6 +162,9 @@ func (c *chain) write(ctx context.Context, next *Head) (bool, error) {
 		return false, fmt.Errorf("write a head: %w", err)
 	}
 	name := HeadName(next.Lineage, next.Number)
+	if next.Number > maxHead {
+		return false, c.damaged(corrupt(HeadName(next.Lineage, next.Number-1), "no number can follow this one"))
+	}
 	object, err := c.repository.sealHead(name, next)
 	if err != nil {
 		return false, fmt.Errorf("write head %d of lineage %s: %w", next.Number, next.Lineage, err)
@@ -180,7 +182,11 @@ func (c *chain) write(ctx context.Context, next *Head) (bool, error) {
 			return false, nil
 		}
 	}
-	return c.genuine(ctx, next)
+	genuine, err := c.genuine(ctx, next)
+	if err != nil || !genuine {
+		return false, err
+	}
+	return true, c.remember(next.Number)
 }
 
 // change replaces the newest head by what edit makes of it, until that stands, and returns it and true. Edit is called
@@ -204,6 +210,13 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 			}
 		}
 		known = nil
+		if h.Number == 0 {
+			if moved, err := c.checkNew(ctx); err != nil {
+				return nil, false, err
+			} else if moved {
+				continue
+			}
+		}
 		next, err := edit(h)
 		var conclusion concluded
 		switch {
@@ -226,6 +239,21 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 		}
 	}
 	return nil, false, c.errBusy()
+}
+
+// checkNew makes sure that a lineage without heads is a new one: sessions are registered before anything is uploaded. It
+// tells whether there is a head by now, and fails with fault.ErrCorrupt if there are packs and no heads: those must not be
+// taken for nobody's.
+func (c *chain) checkNew(ctx context.Context) (moved bool, err error) {
+	err = c.repository.objects.List(ctx, SessionsPrefix(c.lineage.name), func(store.Object) error { return errFound })
+	if !errors.Is(err, errFound) {
+		return false, err
+	}
+	number, err := c.newestNumber(ctx)
+	if err == nil && number == 0 {
+		err = errHeadless(c.lineage.name, c.repository.options.destination())
+	}
+	return true, err
 }
 
 // doubt decides what an error says that was met while the packs of h were read. It returns nil if a newer head is to be

@@ -153,11 +153,11 @@ func (w *compactor) swap(ctx context.Context, h *Head) (*Head, error) {
 	return next, nil
 }
 
-// rewrite uploads what is marked in the victims and neither in own packs nor in live packs that stay.
+// rewrite uploads what is marked in the victims and neither in own packs nor, whole, in live packs that stay.
 func (w *compactor) rewrite(ctx context.Context, m *marks, victims map[PackName]bool) error {
-	staying := m.index.fork()
+	staying, own := m.index.fork(), NewIndex()
 	for _, p := range w.session.packs {
-		staying.Add(p.Ref, p.Entries)
+		own.Add(p.Ref, p.Entries)
 	}
 	for name := range victims {
 		staying.Drop(name)
@@ -175,13 +175,13 @@ func (w *compactor) rewrite(ctx context.Context, m *marks, victims map[PackName]
 	}
 	writers := map[PackKind]*repacker{}
 	for kind := range packKinds {
-		writers[kind] = &repacker{lineage: w.chain.lineage, session: w.session.Name(), kind: kind, index: staying, compressor: compressor, emit: emit}
+		writers[kind] = &repacker{lineage: w.chain.lineage, session: w.session.Name(), kind: kind, index: own, compressor: compressor, emit: emit}
 	}
 	for _, ref := range m.index.Packs() { // in the order in which they were written
 		if !victims[ref.Name] {
 			continue
 		}
-		if err := w.copyMarked(ctx, m, ref, writers[ref.Name.Kind]); err != nil {
+		if err := w.copyMarked(ctx, m, ref, staying, writers[ref.Name.Kind]); err != nil {
 			return err
 		}
 	}
@@ -189,7 +189,7 @@ func (w *compactor) rewrite(ctx context.Context, m *marks, victims map[PackName]
 }
 
 // copyMarked copies what is needed of one victim.
-func (w *compactor) copyMarked(ctx context.Context, m *marks, ref PackRef, to *repacker) error {
+func (w *compactor) copyMarked(ctx context.Context, m *marks, ref PackRef, staying *Index, to *repacker) error {
 	name := ref.Name.String()
 	data, err := w.chain.repository.objects.Get(ctx, name)
 	if fault.Is(err, fault.ErrNotFound) {
@@ -202,8 +202,13 @@ func (w *compactor) copyMarked(ctx context.Context, m *marks, ref PackRef, to *r
 		m.index.mu.RLock()
 		marked := m.has(e.ID)
 		m.index.mu.RUnlock()
-		if !marked {
+		if !marked || to.has(e.ID) {
 			return nil
+		}
+		if staying.Has(e.ID) { // what stays may be damaged, and this its only good copy
+			if _, lost := w.chain.record(ctx, staying, e.Type, int(e.Level), e.ID); lost == nil {
+				return nil
+			}
 		}
 		if err != nil {
 			return err
@@ -221,17 +226,16 @@ type repacker struct {
 	lineage    *Lineage
 	session    string
 	kind       PackKind
-	index      *Index // what it knows is not written again
+	index      *Index // of what was written before
 	compressor *compressor
 	emit       func(context.Context, Pack) error
 	pack       *packWriter
 	pending    map[ChunkID]bool // in pack
 }
 
+func (p *repacker) has(id ChunkID) bool { return p.pending[id] || p.index.Has(id) }
+
 func (p *repacker) add(ctx context.Context, e Entry, plaintext []byte) error {
-	if p.pending[e.ID] || p.index.Has(e.ID) {
-		return nil
-	}
 	payload, flags := p.compressor.compress(nil, plaintext)
 	if p.pack != nil && !p.pack.fits(len(payload)) {
 		if err := p.flush(ctx); err != nil {

@@ -17,6 +17,8 @@ type Index struct {
 	blocks [][]indexed // of blockLength each, so that growing copies nothing
 	count  int         // records in blocks, of dropped packs too
 	table  []uint32    // 1 + number of a record, 0 if free; open addressing by the ID's first bytes; a power of two
+
+	spurned func(PackName, ChunkID) bool // copies that do not count for Has; nil if all do
 }
 
 type indexedPack struct {
@@ -127,12 +129,28 @@ func (i *Index) FindAll(id ChunkID, fn func(PackRef, Entry) bool) {
 	}
 }
 
-// Has tells whether Find finds a record.
-func (i *Index) Has(id ChunkID) bool {
+// Has tells whether Find finds a record, in a copy that is not spurned.
+func (i *Index) Has(id ChunkID) (has bool) {
 	i.mu.RLock()
-	defer i.mu.RUnlock()
-	_, ok := i.find(id)
-	return ok
+	spurned := i.spurned
+	if spurned == nil {
+		_, has = i.find(id)
+	}
+	i.mu.RUnlock()
+	if spurned != nil {
+		i.FindAll(id, func(ref PackRef, _ Entry) bool {
+			has = !spurned(ref.Name, id)
+			return !has
+		})
+	}
+	return has
+}
+
+// Spurn says which copies of records do not count for Has, nil that all do. They can be found all the same.
+func (i *Index) Spurn(spurned func(PackName, ChunkID) bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.spurned = spurned
 }
 
 func (i *Index) find(id ChunkID) (uint32, bool) {

@@ -72,11 +72,12 @@ func (r *Repository) knownHead(lineage string) (uint64, error) {
 	return known.Heads[lineage], err
 }
 
-// remember makes the host remember a head's number. It is called when a newest head is read, before anything comes of
-// that; a head that is written is remembered when the next one is read.
+// remember makes the host remember the number of a head that was read, or is in the chain: before anything comes of it. An
+// object that only has the name of a head is not remembered.
 func (c *chain) remember(number uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.highest = max(c.highest, number)
 	memory := c.repository.options.memory
 	if memory == nil || number <= c.remembered {
 		return nil

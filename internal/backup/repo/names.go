@@ -119,6 +119,9 @@ func ParsePackName(name string) (PackName, error) {
 // HeadPrefix is the prefix of the names of a lineage's heads.
 func HeadPrefix(lineage string) string { return lineagesPrefix + lineage + "/heads/" }
 
+// maxHead is the highest number of a head: names have 16 digits.
+const maxHead = 1e16 - 1
+
 // HeadName is the name of a lineage's head of number n. Names sort as their numbers do.
 func HeadName(lineage string, n uint64) string {
 	return fmt.Sprintf("%s%016d", HeadPrefix(lineage), n)

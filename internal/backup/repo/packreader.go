@@ -90,7 +90,7 @@ func (l *Lineage) openFooter(name string, h *PackHeader, sealed []byte, offset i
 func (l *Lineage) checkOwner(name string, h *PackHeader) error {
 	switch {
 	case h.Repository != l.keys.repository:
-		return corrupt(name, "it belongs to repository %s, not to %s", h.Repository, l.keys.repository)
+		return foreign(name, h.Repository, l.keys.repository)
 	case h.Encrypted != l.keys.encrypted:
 		return corrupt(name, "it says that it is encrypted: %t", h.Encrypted)
 	case h.Name.Lineage != l.name:

@@ -17,7 +17,8 @@ type foundBackup struct {
 }
 
 // findBackups reads all of a lineage's metadata packs, whether a head lists them or not, and returns the backup records in
-// them, each once, by their sequence. Packs, and records, that are damaged are left out.
+// them, each as it was written last, by their sequence. Packs, and records, that are damaged are left out. It fails with
+// fault.ErrUnsupported if this program is too old for one of the records.
 func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (found []foundBackup, err error) {
 	err = objects.List(ctx, SessionsPrefix(lineage.Name()), func(o store.Object) error {
 		name, err := ParsePackName(o.Name)
@@ -32,7 +33,7 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 			return err
 		}
 		// A pack with a wrong checksum may hold records that are right. One that says nothing of itself does not matter.
-		_, _, _ = lineage.SalvagePack(o.Name, pack, func(e Entry, plaintext []byte, err error) error {
+		_, _, err = lineage.SalvagePack(o.Name, pack, func(e Entry, plaintext []byte, err error) error {
 			if err != nil || e.Type != TypeBackup {
 				return nil
 			}
@@ -40,9 +41,9 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 			if err == nil && b.Lineage == lineage.Name() {
 				found = append(found, foundBackup{b, plaintext, name})
 			}
-			return nil
+			return unsupported(err)
 		})
-		return nil
+		return unsupported(err)
 	})
 	slices.SortStableFunc(found, func(a, b foundBackup) int {
 		if a.Sequence != b.Sequence {
@@ -53,11 +54,94 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 		}
 		return a.Created.Compare(b.Created)
 	})
-	seen := map[string]bool{}
+	// A writer that others were faster than writes its record anew, with a higher sequence number.
+	last := map[string]uint64{}
+	for _, f := range found {
+		last[f.Record] = f.Sequence
+	}
 	found = slices.DeleteFunc(found, func(f foundBackup) bool {
-		again := seen[f.Record]
-		seen[f.Record] = true
-		return again
+		stale := last[f.Record] != f.Sequence
+		last[f.Record] = 0 // copies of it are left out
+		return stale
 	})
 	return found, err
+}
+
+// unsupported returns an error if it is one of a program that is too old.
+func unsupported(err error) error {
+	if fault.Is(err, fault.ErrUnsupported) {
+		return err
+	}
+	return nil
+}
+
+// unrecorded returns the backups of a head whose records no pack holds as they were written.
+func (c *lineageCheck) unrecorded(h *Head) (lost []Record) {
+	hasher := c.lineage.Hasher()
+	for _, r := range h.Records {
+		id, good := hasher.Sum(TypeBackup, 0, r.encoded), false
+		c.index.FindAll(id, func(ref PackRef, e Entry) bool {
+			good = e.Type == TypeBackup && c.packs[ref.Name].bad(id) == nil
+			return !good
+		})
+		if !good {
+			lost = append(lost, r)
+		}
+	}
+	return lost
+}
+
+// unlisted returns the backups in packs that belong to no head and no session, and are newer than all of the newest head:
+// what deleted backups leave behind is older. It reads the footers of packs that no head lists, and of those that hold
+// records these.
+func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (found []foundBackup, err error) {
+	h, err := c.certain(ctx) // after the listing: what is in it was registered before
+	if err != nil {
+		return nil, err
+	}
+	sessions := map[string]bool{}
+	for i := range h.Sessions {
+		sessions[h.Sessions[i].Name()] = true
+	}
+	for object, size := range check.listed {
+		name, err := ParsePackName(object)
+		if err != nil || name.Kind != MetaPack || h.IsLive(name) || sessions[name.Session] {
+			continue
+		}
+		backups, err := c.backupsIn(ctx, name, size)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range backups {
+			if _, there := h.Backup(f.Record); !there && f.Sequence >= h.Sequence {
+				found = append(found, f)
+			}
+		}
+	}
+	return found, nil
+}
+
+// backupsIn returns the backup records of a pack. Those that are damaged are left out.
+func (c *chain) backupsIn(ctx context.Context, name PackName, size int64) (found []foundBackup, err error) {
+	damaged := func(err error) bool { return fault.Is(err, fault.ErrCorrupt) || fault.Is(err, fault.ErrNotFound) }
+	ref, entries, err := c.lineage.ReadFooter(ctx, c.repository.objects, name.String(), size)
+	if err != nil && !damaged(err) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.Type != TypeBackup {
+			continue
+		}
+		data, err := c.lineage.ReadRecord(ctx, c.repository.objects, ref, e)
+		if err == nil {
+			var b *Backup
+			if b, err = DecodeBackup(data); err == nil {
+				found = append(found, foundBackup{b, data, name})
+			}
+		}
+		if err != nil && !damaged(err) {
+			return nil, err
+		}
+	}
+	return found, nil
 }

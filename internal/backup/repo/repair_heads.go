@@ -2,7 +2,9 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"orlop/internal/backup/store"
 	"orlop/internal/fault"
@@ -20,12 +22,18 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	}
 	newest := h.Number
 	for _, finding := range findings {
+		if errors.Is(finding.problem, errForeign) {
+			return fmt.Errorf("%w; the config is that of the latter: bring the right one back, or delete it and run repair again", finding.problem)
+		}
 		newest = max(newest, finding.number)
 	}
 	object := HeadName(c.lineage.name, max(newest, 1))
 	switch {
 	case trusted && known <= h.Number:
-		return f.passOver(ctx, c, h, findings)
+		if err := f.passOver(ctx, c, h, findings); err != nil {
+			return err
+		}
+		return f.newer(ctx, c)
 	case trusted:
 		return f.rebuild(ctx, c, h, known, Step{
 			Object: object, Problem: fmt.Sprintf("this host has seen head %d: the destination was set back to an older state", known),
@@ -38,6 +46,26 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	}
 	return f.rebuild(ctx, c, h, max(newest, known), Step{
 		Object: object, Problem: problem, Action: fmt.Sprintf("make a new head from head %d and what is found in packs", h.Number),
+	})
+}
+
+// newer brings backups back that are newer than the newest head. If a host saw that head, and it is not there, nobody else
+// can tell.
+func (f *repairer) newer(ctx context.Context, c *chain) error {
+	h, err := c.certain(ctx)
+	if err != nil {
+		return err
+	}
+	check, err := newLineageCheck(ctx, c.lineage, f.repository.objects, nil, nil)
+	if err != nil {
+		return err
+	}
+	found, err := c.unlisted(ctx, check)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	return f.rebuild(ctx, c, h, h.Number, Step{
+		Object: found[0].pack.String(), Problem: errUnlisted(found[0]).Error(), Action: "make a new head with what is found in packs",
 	})
 }
 
@@ -92,15 +120,19 @@ func (f *repairer) advance(ctx context.Context, c *chain, number uint64) error {
 	return nil
 }
 
-// rebuild writes a head above number with the backups and packs of h and what else is found. Backups that are found in
-// packs only count if all that they refer to is there.
+// rebuild writes a head above number with the backups and packs of h and what else is found.
 func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64, step Step) error {
-	next, err := f.found(ctx, c, h)
+	next, lost, err := f.found(ctx, c, h)
 	if err != nil {
 		return err
 	}
 	for _, r := range next.Records[len(h.Records):] {
-		step.Backups = append(step.Backups, r.ID())
+		if !slices.Contains(lost, r.ID()) {
+			step.Backups = append(step.Backups, r.ID())
+		}
+	}
+	if len(lost) > 0 && f.DryRun { // else packs tells of them by the new head
+		f.steps = append(f.steps, Step{Object: step.Object, Problem: "not all of what backups found in packs refer to is there", Action: actionLost, Backups: lost})
 	}
 	next.Number, next.Parent = number+1, h.Nonce
 	if next.Parent == (ID{}) && number > 0 {
@@ -136,16 +168,16 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 	})
 }
 
-// found returns a copy of a head, without sessions, to which all packs that are there are added, and the backups in them
-// that are whole.
-func (f *repairer) found(ctx context.Context, c *chain, h *Head) (*Head, error) {
-	next := h.child()
+// found returns a copy of a head, without sessions, to which all packs that are there are added, and the backups in them that
+// are newer than all that the head ever had: the others were deleted. It tells the IDs of those that are not whole.
+func (f *repairer) found(ctx context.Context, c *chain, h *Head) (next *Head, lost []string, err error) {
+	next = h.child()
 	next.Sessions = nil
 	known := map[PackName]bool{}
 	for _, p := range next.Live {
 		known[p.Name] = true
 	}
-	err := f.repository.objects.List(ctx, SessionsPrefix(c.lineage.name), func(o store.Object) error {
+	err = f.repository.objects.List(ctx, SessionsPrefix(c.lineage.name), func(o store.Object) error {
 		name, err := ParsePackName(o.Name)
 		var session ID
 		if err != nil || known[name] || session.UnmarshalText([]byte(name.Session)) != nil {
@@ -154,34 +186,35 @@ func (f *repairer) found(ctx context.Context, c *chain, h *Head) (*Head, error) 
 		_, _, err = c.lineage.ReadFooter(ctx, f.repository.objects, o.Name, o.Size)
 		if err == nil {
 			next.Live = append(next.Live, LivePack{name, o.Size})
-		} else if !fault.Is(err, fault.ErrCorrupt) && !fault.Is(err, fault.ErrNotFound) {
+		} else if errors.Is(err, errForeign) || !fault.Is(err, fault.ErrCorrupt) && !fault.Is(err, fault.ErrNotFound) {
 			return err
 		}
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	backups, err := findBackups(ctx, c.lineage, f.repository.objects)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	check, err := newLineageCheck(ctx, c.lineage, f.repository.objects, nil, next.Live)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, b := range backups {
-		next.Sequence = max(next.Sequence, b.Sequence+1)
-		if _, there := next.Backup(b.Record); there {
+		if _, there := next.Backup(b.Record); there || b.Sequence < h.Sequence {
 			continue
 		}
-		lost, err := check.treeOf(ctx, b.Backup)
+		damage, err := check.treeOf(ctx, b.Backup)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		if len(lost) == 0 {
-			next.Records = append(next.Records, Record{b.Backup, b.encoded})
+		if len(damage) > 0 {
+			lost = append(lost, b.ID())
 		}
+		next.Sequence = max(next.Sequence, b.Sequence+1)
+		next.Records = append(next.Records, Record{b.Backup, b.encoded})
 	}
-	return next, nil
+	return next, lost, nil
 }

@@ -35,7 +35,12 @@ type damagedPacks struct {
 	check *lineageCheck
 	drop  map[PackName]bool // packs to take off the live list
 	lost  map[string]bool   // records whose data is gone
+	store []Record          // that no pack holds any more
+
+	stored PackName // the new pack with those
 }
+
+const actionLost = "the data of backups is lost: --drop-damaged drops them"
 
 func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
 	h, _, _, err := c.survey(ctx) // in a dry run, what comes nearest to the head that is to be made
@@ -54,7 +59,18 @@ func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
 		return err
 	}
 	steps := f.plan(d, hurt)
-	if len(d.drop)+len(d.lost) > 0 && !f.DryRun {
+	for _, r := range d.check.unrecorded(h) {
+		if d.lost[r.Record] {
+			continue
+		}
+		d.store = append(d.store, r)
+		if d.check.damaged() {
+			continue // lost with a pack that a step is about
+		}
+		steps = append(steps, Step{Object: HeadName(h.Lineage, h.Number), Problem: "no pack holds the record of a backup, which would be lost with the heads",
+			Action: "store the record again", Backups: []string{r.ID()}, Done: true})
+	}
+	if len(d.drop)+len(d.lost)+len(d.store) > 0 && !f.DryRun {
 		if err := f.replace(ctx, c, d); err != nil {
 			return err
 		}
@@ -75,7 +91,9 @@ func (f *repairer) plan(d *damagedPacks, hurt map[string][]*Backup) (steps []Ste
 		step := Step{Object: finding.Object, Problem: finding.Problem, Backups: finding.Backups}
 		switch {
 		case len(finding.Backups) > 0 && !f.DropDamaged:
-			step.Action = "the data of backups is lost: --drop-damaged drops them"
+			step.Action = actionLost
+		case err == nil && !d.check.packs[name].known && len(hurt) > 0 && !f.DropDamaged:
+			step.Action = "nobody knows what it holds, and the data of backups is lost: keep it until those are dropped"
 		default:
 			step.Action, step.Done = "save its good records into a new pack, and drop it", true
 			if len(finding.Backups) > 0 {
@@ -109,6 +127,11 @@ func (f *repairer) replace(ctx context.Context, c *chain, d *damagedPacks) error
 			}
 			saved = append(saved, pack...)
 		}
+		pack, err := d.storeRecords(ctx, c, s)
+		if err != nil {
+			return err
+		}
+		saved = append(saved, pack...)
 	}
 	h, _, err := c.change(ctx, registeredIn, func(h *Head) (*Head, error) {
 		if !s.mine(h) {
@@ -139,8 +162,32 @@ func (d *damagedPacks) apply(next *Head, saved []LivePack) {
 
 // applied tells whether they stand in a head.
 func (d *damagedPacks) applied(h *Head) bool {
+	if len(d.store) > 0 && !h.IsLive(d.stored) {
+		return false
+	}
 	return !slices.ContainsFunc(h.Live, func(p LivePack) bool { return d.drop[p.Name] }) &&
 		!slices.ContainsFunc(h.Records, func(r Record) bool { return d.lost[r.Record] })
+}
+
+// storeRecords uploads a pack with the backup records that none holds, if there are any.
+func (d *damagedPacks) storeRecords(ctx context.Context, c *chain, s *registered) ([]LivePack, error) {
+	if len(d.store) == 0 {
+		return nil, nil
+	}
+	var packs []LivePack
+	w, err := c.lineage.NewMetaWriter(s.Name(), NewIndex(), func(ctx context.Context, pack Pack) error {
+		packs, d.stored = append(packs, LivePack{pack.Ref.Name, pack.Ref.Size}), pack.Ref.Name
+		return s.upload(ctx, pack)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range d.store {
+		if _, err := w.write(ctx, TypeBackup, 0, r.encoded); err != nil {
+			return nil, err
+		}
+	}
+	return packs, w.Flush(ctx)
 }
 
 // rescue uploads a pack with the good records of a damaged one, if there are any.
@@ -149,7 +196,7 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 	if !p.known || p.missing {
 		return nil, nil
 	}
-	data, err := f.repository.objects.Get(ctx, name.String())
+	data, err := d.check.whole(ctx, p)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -264,7 +265,8 @@ func (r *Repository) Encrypted() bool { return r.keys.encrypted }
 // fails with this error.
 func (r *Repository) Damage() error { return r.damage }
 
-// Lineages returns the names of all lineages, in order. It lists all objects.
+// Lineages returns the names of all lineages, in order: those that are there, and those that were when this host looked last,
+// since no lineage ever goes. It lists all objects.
 func (r *Repository) Lineages(ctx context.Context) (names []string, err error) {
 	err = r.objects.List(ctx, lineagesPrefix, func(o store.Object) error {
 		name, _, _ := strings.Cut(strings.TrimPrefix(o.Name, lineagesPrefix), "/")
@@ -273,8 +275,18 @@ func (r *Repository) Lineages(ctx context.Context) (names []string, err error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	if memory := r.options.memory; memory != nil {
+		known, err := memory.Recall()
+		if err != nil {
+			return nil, err
+		}
+		names = slices.AppendSeq(names, maps.Keys(known.Heads))
+	}
 	slices.Sort(names)
-	return slices.Compact(names), err
+	return slices.Compact(names), nil
 }
 
 // chain returns the one chain of a lineage.

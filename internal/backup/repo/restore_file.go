@@ -14,7 +14,7 @@ import (
 )
 
 // partSuffix ends the name of a file while a backup is restored to it.
-const partSuffix = ".part"
+const partSuffix = ".orlop-part"
 
 // A FileTarget is a sparse file as a Target. The file must have the backup's size.
 type FileTarget struct{ *os.File }
@@ -66,17 +66,32 @@ func toFile(path string, size int64, run func(file *os.File, found bool) (Restor
 	switch {
 	case err == nil:
 		return done, publishFile(file, path)
-	case fault.Is(err, fault.ErrCorrupt) || fault.Is(err, fault.ErrNotFound):
+	case fault.Is(err, fault.ErrNotFound):
 		return done, errors.Join(err, os.Remove(file.Name())) // it will never be whole
 	}
 	return done, fmt.Errorf("%w; what is restored so far is in %s: run the command again to go on, or delete that", err, file.Name())
 }
 
-// openPart opens or creates the file beside the one that is to be, for one process at a time.
+// openPart opens or creates the file beside the one that is to be, for one process at a time. It fails with
+// fault.ErrExists if something else has its name than what an earlier restore of this user's left there: nobody else may
+// read what is restored, and nobody's file is written to.
 func openPart(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
+		return nil, errNotOurs(path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("restore to file: %w", err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return nil, errors.Join(fmt.Errorf("restore to file: %w", err), file.Close())
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFREG || int(stat.Uid) != os.Geteuid() || stat.Nlink > 1 {
+		return nil, errors.Join(errNotOurs(path), file.Close())
+	}
+	if err := file.Chmod(0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("restore to file: %w", err), file.Close())
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -106,7 +121,8 @@ func stillThere(file *os.File) error {
 // publishFile gives the file its name, durably and whole. It never replaces another.
 func publishFile(file *os.File, path string) error {
 	if err := file.Sync(); err != nil {
-		return fmt.Errorf("restore to file: %w", err)
+		// The kernel forgets which of the pages it could not write, and shows all of them as they should be.
+		return errors.Join(fmt.Errorf("restore to file: %w; nothing of it can be trusted to be on the disk: run the command again", err), os.Remove(file.Name()))
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, file.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // a filesystem that cannot
@@ -127,6 +143,10 @@ func publishFile(file *os.File, path string) error {
 
 func errFileThere(path string) error {
 	return fault.Errorf(fault.ErrExists, "restore to file: %s is there already, and is not overwritten", path)
+}
+
+func errNotOurs(path string) error {
+	return fault.Errorf(fault.ErrExists, "restore to file: %s is in the way, and is not what an earlier restore left there: move it elsewhere", path)
 }
 
 // restoreFile is Restore with a file as its target.

@@ -59,8 +59,8 @@ func (r *Repository) Restore(ctx context.Context, o Restore) (Restored, error) {
 }
 
 // RestoreFile restores a backup to a new file, sparse, of the volume's size and with mode 0600. The file appears under its
-// name, durably, when it is whole; until then it is path with ".part" behind it. What a crash or a failure leaves there
-// is gone on with by the next call, for whichever backup. It fails with fault.ErrExists if the file is there, and
+// name, durably, when it is whole; until then it is path with ".orlop-part" behind it. What a crash or a failure leaves there
+// is gone on with by the next call, for whichever backup; a failure to flush leaves nothing. It fails with fault.ErrExists if the file is there, and
 // with fault.ErrInUse if another process restores to it; otherwise as Restore does.
 func (r *Repository) RestoreFile(ctx context.Context, b *Backup, path string, progress func(done, total int64)) (Restored, error) {
 	records, err := r.read(ctx, b, nil)

@@ -249,8 +249,8 @@ func (k *Keyring) OpenObject(name string, object []byte) ([]byte, error) {
 	if err := CheckObject(name, object); err != nil {
 		return nil, err
 	}
-	if repository := object[len(objectMagic):][:len(k.repository)]; !bytes.Equal(repository, k.repository[:]) {
-		return nil, corrupt(name, "it belongs to repository %x, not to %s", repository, k.repository)
+	if repository := ID(object[len(objectMagic):][:len(k.repository)]); repository != k.repository {
+		return nil, foreign(name, repository, k.repository)
 	}
 	salt := object[objectHeader-secretSize : objectHeader]
 	sealed := object[objectHeader : len(object)-sha256.Size]
@@ -259,6 +259,13 @@ func (k *Keyring) OpenObject(name string, object []byte) ([]byte, error) {
 		return nil, corrupt(name, "it is not what was stored under this name")
 	}
 	return plaintext, nil
+}
+
+// errForeign is in the error of a sound object that says that it is another repository's.
+var errForeign = errors.New("another repository's")
+
+func foreign(name string, its, wanted ID) error {
+	return fault.Errorf(fault.ErrCorrupt, "object %s is %w: it belongs to repository %s, not to %s", name, errForeign, its, wanted)
 }
 
 // corrupt is the fault.ErrCorrupt of an object.

@@ -42,6 +42,7 @@ type lineageCheck struct {
 	backups []*Backup
 	packs   map[PackName]*packCheck
 	index   *Index
+	listed  map[string]int64 // sizes of all objects under the lineage's sessions
 
 	known map[ChunkID][]string // nodes that were walked: what is wrong below them
 	nodes *reading
@@ -51,11 +52,10 @@ type lineageCheck struct {
 func newLineageCheck(ctx context.Context, lineage *Lineage, objects store.Store, backups []*Backup, live []LivePack) (*lineageCheck, error) {
 	c := &lineageCheck{
 		lineage: lineage, objects: objects, backups: backups, packs: map[PackName]*packCheck{}, index: NewIndex(),
-		known: map[ChunkID][]string{},
+		listed: map[string]int64{}, known: map[ChunkID][]string{},
 	}
-	sizes := map[string]int64{}
 	err := objects.List(ctx, SessionsPrefix(lineage.Name()), func(o store.Object) error {
-		sizes[o.Name] = o.Size
+		c.listed[o.Name] = o.Size
 		return nil
 	})
 	if err != nil {
@@ -64,14 +64,18 @@ func newLineageCheck(ctx context.Context, lineage *Lineage, objects store.Store,
 	var names []PackName
 	for _, p := range live {
 		names = append(names, p.Name)
-		c.packs[p.Name] = &packCheck{name: p.Name, size: p.Size, listed: sizes[p.Name.String()], wrong: map[ChunkID]error{}}
+		c.packs[p.Name] = &packCheck{name: p.Name, size: p.Size, listed: c.listed[p.Name.String()], wrong: map[ChunkID]error{}}
 	}
 	if err := c.each(ctx, names, (*packCheck).checkFooter, nil); err != nil {
 		return nil, err
 	}
 	c.nodes = &reading{lineage: lineage, objects: objects, index: c.index,
 		renew: func(_ context.Context, absent PackName, unknown error) (*Index, error) {
-			return nil, errLost(absent, unknown)
+			err := errLost(absent, unknown)
+			if p := c.packs[absent]; p != nil { // it was there before
+				p.missing, p.problem = true, err
+			}
+			return nil, err
 		}}
 	return c, nil
 }
@@ -138,7 +142,7 @@ func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
 		return nil // its problem is
 	}
 	name := p.name.String()
-	data, err := c.objects.Get(ctx, name)
+	data, err := c.whole(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -160,6 +164,12 @@ func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
 		err = corrupt(name, "%d of its records are not what was written", len(p.wrong))
 	}
 	return err
+}
+
+// whole reads a pack. What stands in the object behind the pack's end is no part of it.
+func (c *lineageCheck) whole(ctx context.Context, p *packCheck) ([]byte, error) {
+	data, err := c.objects.Get(ctx, p.name.String())
+	return data[:min(int64(len(data)), p.size)], err
 }
 
 // hurt returns the backups that cannot be restored, by the names of the objects that are to blame.
@@ -262,6 +272,16 @@ func (c *lineageCheck) blame(id ChunkID, t Type, level int) (objects []string) {
 		objects = []string{HeadPrefix(c.lineage.Name())}
 	}
 	return objects
+}
+
+// damaged tells whether anything is wrong with a pack.
+func (c *lineageCheck) damaged() bool {
+	for _, p := range c.packs {
+		if p.problem != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // misses tells whether a pack is not there.

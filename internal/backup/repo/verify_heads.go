@@ -13,48 +13,69 @@ type headFinding struct {
 }
 
 // survey reads all heads. It returns the newest one, and whether that can be trusted: if it is damaged, the newest that is
-// not stands for it, or an empty one.
+// not stands for it, or an empty one. Heads that are older than those that are kept may be missing, or be no part of the
+// chain: they are no findings. It fails with fault.ErrUnsupported if this program is too old for one of the others.
 func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []headFinding, err error) {
 	numbers, err := c.numbers(ctx)
 	if err != nil {
 		return nil, false, nil, err
 	}
 	h = &Head{Lineage: c.lineage.name, Sequence: 1}
-	var newest, before uint64
-	for _, number := range numbers {
+	read := make([]error, len(numbers))
+	stray := map[uint64]bool{} // heads that do not name the one before as their parent
+	for i, number := range numbers {
 		got, err := c.get(ctx, number)
-		if fault.Is(err, fault.ErrNotFound) {
-			continue // cleaned up meanwhile
-		}
-		if err != nil && !fault.Is(err, fault.ErrCorrupt) && !fault.Is(err, fault.ErrUnsupported) {
-			return nil, false, nil, err
-		}
-		newest = number
-		if before != 0 && number > before+1 {
-			findings = append(findings, headFinding{before + 1, corrupt(HeadName(c.lineage.name, before+1), "it is missing")})
-		}
-		if err == nil && h.Number != 0 && h.Number == number-1 && got.Parent != h.Nonce {
-			err = corrupt(HeadName(c.lineage.name, number), "it does not follow the one before")
-		}
-		before = number
-		if err != nil {
-			findings = append(findings, headFinding{number, err})
+		if read[i] = err; err != nil {
 			continue
 		}
+		stray[number] = h.Number != 0 && h.Number == number-1 && got.Parent != h.Nonce
 		h = got
 	}
-	if _, err := c.newestNumber(ctx); fault.Is(err, fault.ErrCorrupt) { // the host was set back
-		return h, false, append(findings, headFinding{newest + 1, err}), nil
-	} else if err != nil {
+	// By now some may have been cleaned up.
+	newest, err := c.newestNumber(ctx)
+	back := fault.Is(err, fault.ErrCorrupt) // the host was set back
+	if err != nil && !back {
 		return nil, false, nil, err
 	}
-	if newest > 0 && h.Number == newest {
-		if err := c.remember(newest); err != nil {
-			return nil, false, nil, err
+	problem := err
+	var last uint64
+	if len(numbers) > 0 {
+		last = numbers[len(numbers)-1]
+	}
+	kept := max(newest, last) - min(max(newest, last), c.repository.kept)
+	find := func(number uint64, problem error) {
+		if number > kept {
+			findings = append(findings, headFinding{number, problem})
 		}
 	}
-	if newest == 0 {
-		findings = append(findings, headFinding{1, corrupt(HeadPrefix(c.lineage.name), "all heads are missing")})
+	var before uint64
+	for i, number := range numbers {
+		name := HeadName(c.lineage.name, number)
+		if before != 0 && number > before+1 {
+			find(number-1, corrupt(HeadName(c.lineage.name, number-1), "it is missing"))
+		}
+		before = number
+		switch err := read[i]; {
+		case fault.Is(err, fault.ErrNotFound):
+			find(number, corrupt(name, "it is missing"))
+		case fault.Is(err, fault.ErrCorrupt):
+			find(number, err)
+		case err != nil && (number > kept || !fault.Is(err, fault.ErrUnsupported)):
+			return nil, false, nil, err
+		case stray[number] && number-1 > kept:
+			find(number, corrupt(name, "it does not follow the one before"))
+		}
 	}
-	return h, newest > 0 && h.Number == newest, findings, nil
+	if back {
+		return h, false, append(findings, headFinding{last + 1, problem}), nil
+	}
+	if last == 0 {
+		return h, false, append(findings, headFinding{1, corrupt(HeadPrefix(c.lineage.name), "all heads are missing")}), nil
+	}
+	if h.Number == last {
+		err = c.remember(last)
+	} else if last <= kept {
+		return c.survey(ctx) // others wrote many heads meanwhile
+	}
+	return h, h.Number == last, findings, err
 }

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,14 +9,19 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 )
 
 // verified is what earlier runs of Verify found, in a local file. Losing it loses only the order in which data is read,
-// and what retention knows of damaged backups.
+// and what retention and backups know of damage.
 type verified struct {
-	Packs map[string]time.Time `json:"packs"` // names of objects, and when all of each was last found right
+	Packs map[string]time.Time `json:"packs"` // names of objects, and when all of each was last read
+	Seen  map[string]time.Time `json:"seen"`  // the others, and when a sample first left them out
 	Hurt  []string             `json:"hurt"`  // IDs of backups
+
+	// Damaged are packs, and their records that are lost. Of those that have none listed nothing can be read.
+	Damaged map[string][]ChunkID `json:"damaged"`
 
 	path string
 }
@@ -33,19 +39,32 @@ func readVerified(path string) (*verified, error) {
 			*v = verified{path: path}
 		}
 	}
-	if v.Packs == nil {
-		v.Packs = map[string]time.Time{}
-	}
+	v.Packs, v.Seen, v.Damaged = cloned(v.Packs), cloned(v.Seen), cloned(v.Damaged)
 	return v, nil
 }
 
-// RememberedHurt tells which backups Verify found damaged when it last looked at them, with that file for its memory.
-func RememberedHurt(path string) func(*Backup) bool {
+// A Damage is what Verify found in a repository and did not find mended since.
+type Damage struct{ found *verified }
+
+// RememberedDamage returns what Verify found, with that file for its memory. What cannot be read is not remembered.
+func RememberedDamage(path string) Damage {
 	v, err := readVerified(path)
 	if err != nil {
 		v = &verified{}
 	}
-	return func(b *Backup) bool { return slices.Contains(v.Hurt, b.ID()) }
+	return Damage{v}
+}
+
+// Hurts tells whether a backup could not be restored when Verify looked last at what it needs.
+func (d Damage) Hurts(b *Backup) bool { return d.found != nil && slices.Contains(d.found.Hurt, b.ID()) }
+
+// of tells whether a copy of a record is lost.
+func (d Damage) of(pack PackName, id ChunkID) bool {
+	if d.found == nil {
+		return false
+	}
+	lost, damaged := d.found.Damaged[pack.String()]
+	return damaged && (len(lost) == 0 || slices.Contains(lost, id))
 }
 
 // save replaces the file.
@@ -60,27 +79,42 @@ func (v *verified) save() error {
 	return replaceFile(v.path, text)
 }
 
-// oldest sorts packs by when they were last found right, never first.
-func (v *verified) oldest(names []PackName) {
+// oldest sorts packs by when they were last read. Those that never were count from when they were first met: new ones,
+// however many, do not keep old ones from their turn.
+func (v *verified) oldest(names []PackName, now time.Time) {
+	at := make(map[PackName]time.Time, len(names))
+	for _, name := range names {
+		text := name.String()
+		read, there := v.Packs[text]
+		if !there {
+			if _, met := v.Seen[text]; !met {
+				v.Seen[text] = now
+			}
+			read = v.Seen[text]
+		}
+		at[name] = read
+	}
 	slices.SortFunc(names, func(a, b PackName) int {
-		x, y := a.String(), b.String()
-		if order := v.Packs[x].Compare(v.Packs[y]); order != 0 {
-			return order
-		}
-		if x < y {
-			return -1
-		}
-		return 1
+		return cmp.Or(at[a].Compare(at[b]), strings.Compare(a.String(), b.String()))
 	})
 }
 
-// found remembers a pack that was read.
-func (v *verified) found(p *packCheck, now time.Time) {
-	if p.problem == nil && p.read {
-		v.Packs[p.name.String()] = now
-	} else {
-		delete(v.Packs, p.name.String())
+// damaged remembers what is wrong with a pack, as far as it was looked at.
+func (v *verified) damaged(p *packCheck) {
+	name := p.name.String()
+	switch {
+	case p.missing || !p.known:
+		v.Damaged[name] = []ChunkID{}
+	case len(p.wrong) > 0:
+		v.Damaged[name] = slices.Collect(maps.Keys(p.wrong))
+	case p.read:
+		delete(v.Damaged, name)
 	}
+}
+
+func (v *verified) isDamaged(name PackName) bool {
+	_, damaged := v.Damaged[name.String()]
+	return damaged
 }
 
 // judge remembers which of the backups that were looked at are hurt. Who was hurt before stays so unless all of the data
@@ -102,6 +136,12 @@ func (v *verified) judge(looked []*Backup, hurt map[string]bool, complete bool) 
 
 // forget drops what is there no more.
 func (v *verified) forget(packs, backups map[string]bool) {
-	maps.DeleteFunc(v.Packs, func(name string, _ time.Time) bool { return !packs[name] })
+	gone := func(name string, _ time.Time) bool { return !packs[name] }
+	maps.DeleteFunc(v.Packs, gone)
+	maps.DeleteFunc(v.Seen, func(name string, when time.Time) bool {
+		_, read := v.Packs[name]
+		return read || gone(name, when)
+	})
+	maps.DeleteFunc(v.Damaged, func(name string, _ []ChunkID) bool { return !packs[name] })
 	v.Hurt = slices.DeleteFunc(v.Hurt, func(id string) bool { return !backups[id] })
 }

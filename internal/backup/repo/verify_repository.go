@@ -120,6 +120,10 @@ func (v *verifier) lineage(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
+		hurt, err := check.hurt(ctx)
+		if err != nil {
+			return err
+		}
 		if trusted && check.misses() {
 			// A pack that is missing may have been replaced meanwhile: then all is looked at anew.
 			newest, err := c.certain(ctx)
@@ -130,9 +134,34 @@ func (v *verifier) lineage(ctx context.Context, name string) error {
 				continue
 			}
 		}
-		return v.conclude(ctx, check, h, trusted, findings)
+		if err := v.conclude(ctx, check, h, trusted, findings, hurt); err != nil || !trusted || v.Only != nil {
+			return err
+		}
+		return v.records(ctx, c, check, h)
 	}
 	return c.errBusy()
+}
+
+// records checks that packs hold the record of every backup, and no newer ones than the head does. Records that are lost
+// with a damaged pack are no damage of their own.
+func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h *Head) error {
+	unrecorded := check.unrecorded(h)
+	if check.damaged() {
+		unrecorded = nil
+	}
+	for _, r := range unrecorded {
+		v.find(HeadName(h.Lineage, h.Number), fault.Errorf(fault.ErrCorrupt, "no pack holds the record of backup %s, which would be lost with the heads", r.ID()), nil)
+	}
+	unlisted, err := c.unlisted(ctx, check)
+	for _, f := range unlisted {
+		v.find(f.pack.String(), errUnlisted(f), []*Backup{f.Backup})
+	}
+	return err
+}
+
+// errUnlisted is what is wrong with a pack that holds the record of a backup that is newer than the newest head.
+func errUnlisted(f foundBackup) error {
+	return fault.Errorf(fault.ErrCorrupt, "it holds backup %s, which is newer than the newest head: the last heads were lost, or its writer was ended", f.ID())
 }
 
 // checkLineage looks at the packs of a head.
@@ -154,7 +183,7 @@ func (v *verifier) checkLineage(ctx context.Context, c *chain, h *Head) (*lineag
 		v.all += check.packs[name].size
 	}
 	return check, check.each(ctx, wanted, (*packCheck).checkWhole, func(p *packCheck) {
-		v.memory.found(p, time.Now().UTC())
+		v.memory.Packs[p.name.String()] = time.Now().UTC()
 		v.done += p.size
 		if v.Progress != nil {
 			v.Progress(min(v.done, v.all), v.all)
@@ -164,10 +193,10 @@ func (v *verifier) checkLineage(ctx context.Context, c *chain, h *Head) (*lineag
 
 // wanted returns the packs of which all is to be read, in the order in which they are.
 func (v *verifier) wanted(ctx context.Context, check *lineageCheck) ([]PackName, error) {
-	if !v.Data && v.Sample == 0 {
-		return nil, nil
-	}
 	names := slices.Collect(maps.Keys(check.packs))
+	if !v.Data && v.Sample == 0 { // what was damaged is looked at again
+		return slices.DeleteFunc(names, func(name PackName) bool { return !v.memory.isDamaged(name) }), nil
+	}
 	if v.Only != nil {
 		needed, err := check.needed(ctx)
 		if err != nil {
@@ -175,7 +204,7 @@ func (v *verifier) wanted(ctx context.Context, check *lineageCheck) ([]PackName,
 		}
 		names = slices.DeleteFunc(names, func(name PackName) bool { return !needed[name] })
 	}
-	v.memory.oldest(names)
+	v.memory.oldest(names, time.Now().UTC())
 	if v.Data {
 		return names, nil
 	}
@@ -183,17 +212,20 @@ func (v *verifier) wanted(ctx context.Context, check *lineageCheck) ([]PackName,
 	for _, name := range names {
 		all += check.packs[name].size
 	}
-	for i, name := range names {
-		if float64(some) >= v.Sample*float64(all) {
-			return names[:i], nil
+	var chosen []PackName
+	for _, name := range names {
+		if float64(some) < v.Sample*float64(all) {
+			some += check.packs[name].size
+		} else if !v.memory.isDamaged(name) {
+			continue
 		}
-		some += check.packs[name].size
+		chosen = append(chosen, name)
 	}
-	return names, nil
+	return chosen, nil
 }
 
 // conclude adds what was found to the report.
-func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, trusted bool, heads []headFinding) error {
+func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, trusted bool, heads []headFinding, by map[string][]*Backup) error {
 	v.looked = append(v.looked, check.backups...)
 	for _, b := range h.Backups() {
 		v.backups[b.ID()] = true
@@ -205,6 +237,7 @@ func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, t
 			v.report.Read++
 			v.report.Bytes += p.size
 		}
+		v.memory.damaged(p)
 	}
 	v.report.Backups += len(check.backups)
 	for _, f := range heads {
@@ -216,10 +249,6 @@ func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, t
 			}
 		}
 		v.find(HeadName(h.Lineage, f.number), f.problem, hurt)
-	}
-	by, err := check.hurt(ctx)
-	if err != nil {
-		return err
 	}
 	for _, f := range check.findings(by, v.Command) {
 		v.report.Findings = append(v.report.Findings, f)

@@ -33,6 +33,10 @@ type BackupSpec struct {
 	// these are all parts that may hold data; the others are holes. It may be called several times.
 	Extents func(ctx context.Context, base *Backup, fn func(Extent) error) error
 
+	// Damage is what is known to be lost in the repository. Such a backup is no base, and such chunks are uploaded again,
+	// which mends the older backups that need them.
+	Damage Damage
+
 	// Progress, if it is set, is told how many bytes of those that are to be looked at are done. One call at a time.
 	Progress func(done, total int64)
 }
@@ -90,9 +94,10 @@ type writer struct {
 	adopted bool
 
 	nodes    *liveNodes
-	mu       sync.Mutex // guards session.packs and stats while packs are uploaded
-	built    bool       // tree is there
-	doubtful bool       // and refers to what may not be live any more
+	absent   map[PackName]bool // live packs that are not there as they were written
+	mu       sync.Mutex        // guards session.packs and stats while packs are uploaded
+	built    bool              // tree is there
+	doubtful bool              // and refers to what may not be live any more
 	tree     Tree
 	stats    Stats
 	mistrust error
@@ -104,7 +109,7 @@ func (w *writer) write(ctx context.Context) (*Written, error) {
 	var base *Backup
 	session, h, err := w.chain.register(ctx, BackupSession, func(h *Head) *Backup {
 		base = nil
-		if b, there := h.Backup(w.Base); there && b.ChunkSize == w.Backup.ChunkSize {
+		if b, there := h.Backup(w.Base); there && b.ChunkSize == w.Backup.ChunkSize && !w.Damage.Hurts(b) {
 			base = b
 		}
 		return base
@@ -125,6 +130,7 @@ func (w *writer) write(ctx context.Context) (*Written, error) {
 		return nil, fmt.Errorf("back up to lineage %s: %w", w.chain.lineage.name, err)
 	}
 	if wrote {
+		session.index.Spurn(nil)
 		session.committed()
 	}
 	committed, there := h.Backup(session.owner.String())
@@ -159,6 +165,7 @@ func (w *writer) complete(ctx context.Context, h *Head) error {
 	if err != nil {
 		return err
 	}
+	w.session.index.Spurn(func(pack PackName, id ChunkID) bool { return w.absent[pack] || w.Damage.of(pack, id) })
 	w.doubtful = w.doubtful || lost
 	if w.built && w.doubtful {
 		if w.built, err = w.isComplete(ctx); err != nil {
