@@ -57,15 +57,6 @@ func (r *Repository) NewestIndexed(ctx context.Context, lineage string) (*Head, 
 	return nil, nil, c.errBusy()
 }
 
-// Loader finds records by an index of the lineage.
-func (r *Repository) Loader(lineage string, index *Index) (Loader, error) {
-	c, err := r.chain(lineage)
-	if err != nil {
-		return Loader{}, err
-	}
-	return Loader{Lineage: c.lineage, Objects: r.objects, Index: index}, nil
-}
-
 // load returns an index of exactly the packs that a head lists. It fails with errAbsent if one is missing.
 func (c *chain) load(ctx context.Context, h *Head) (*Index, error) {
 	c.loading.Lock()

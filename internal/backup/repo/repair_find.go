@@ -60,9 +60,11 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 		last[f.Record] = f.Sequence
 	}
 	found = slices.DeleteFunc(found, func(f foundBackup) bool {
-		stale := last[f.Record] != f.Sequence
-		last[f.Record] = 0 // copies of it are left out
-		return stale
+		if last[f.Record] != f.Sequence {
+			return true
+		}
+		delete(last, f.Record) // copies of it are left out
+		return false
 	})
 	return found, err
 }
