@@ -167,13 +167,14 @@ func (c *Cache) Append(packs ...Pack) (err error) {
 	return nil
 }
 
-// open opens the file for one user at a time, whichever process that is in.
+// open opens the file for one user at a time, whichever process that is in. Who comes second fails: what the cache saves is
+// not worth waiting for somebody who may have been stopped.
 func (c *Cache) open() (*os.File, error) {
 	file, err := os.OpenFile(c.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock cache %s: %w", c.path, err), file.Close())
 	}
 	return file, nil

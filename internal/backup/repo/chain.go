@@ -24,6 +24,7 @@ type chain struct {
 
 	mu         sync.Mutex // guards what follows
 	highest    uint64     // the highest number of a head that was read, or is in the chain
+	listed     int        // how many heads there were when they were listed last
 	remembered uint64     // the highest number that the host will know after its process ended
 
 	loading sync.Mutex // guards what follows, for as long as an index is loaded
@@ -103,6 +104,9 @@ func (c *chain) damaged(err error) error {
 // newestNumber lists the heads and returns the highest number; 0 if there is none. It fails with fault.ErrCorrupt if this
 // host has seen a higher one: a highest head is never deleted.
 func (c *chain) newestNumber(ctx context.Context) (uint64, error) {
+	c.mu.Lock()
+	seen := c.highest // what others of this process see meanwhile, the listing need not show
+	c.mu.Unlock()
 	numbers, err := c.numbers(ctx)
 	if err != nil {
 		return 0, err
@@ -113,9 +117,10 @@ func (c *chain) newestNumber(ctx context.Context) (uint64, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if newest < c.highest {
+	c.listed = len(numbers)
+	if newest < seen {
 		return 0, fault.Errorf(fault.ErrCorrupt, "lineage %s: its newest head is %d, but this host has seen head %d: the destination was set back to an older state, or another one is mounted in its place; bring the newer state back, or run orlop backup repair %s to go on from the older one",
-			c.lineage.name, newest, c.highest, c.repository.options.destination())
+			c.lineage.name, newest, seen, c.repository.options.destination())
 	}
 	return newest, nil
 }

@@ -144,6 +144,53 @@ func (c *chain) cleanHeads(ctx context.Context, done *Collected) error {
 	return c.remove(ctx, names)
 }
 
+// tidy deletes old heads once there are many: who never collects would have all that ever were, and each holds everything.
+// What it cannot delete, another run will.
+func (c *chain) tidy(ctx context.Context) {
+	c.mu.Lock()
+	many := uint64(c.listed) > 2*c.repository.kept
+	c.mu.Unlock()
+	if many {
+		_ = c.cleanHeads(ctx, &Collected{})
+	}
+}
+
+// whole makes sure that all packs of a head are there and that everything that it needs is in them, and returns those in
+// which nothing is.
+func (c *chain) whole(ctx context.Context, h *Head) (dead map[PackName]bool, err error) {
+	absent, err := c.absent(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	for pack := range absent {
+		return nil, errAbsent{pack}
+	}
+	return c.dead(ctx, h)
+}
+
+// absent returns the live packs of a head that are not there, or not whole. Lists of what packs hold come from this host's
+// cache, and say nothing of that.
+func (c *chain) absent(ctx context.Context, h *Head) (map[PackName]bool, error) {
+	packs := map[PackName]bool{}
+	if len(h.Live) == 0 {
+		return packs, nil
+	}
+	listed, err := c.uploaded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sizes := make(map[string]int64, len(listed))
+	for _, o := range listed {
+		sizes[o.Name] = o.Size
+	}
+	for _, p := range h.Live {
+		if sizes[p.Name.String()] < p.Size {
+			packs[p.Name] = true
+		}
+	}
+	return packs, nil
+}
+
 // remove deletes objects, several at once. What is left because of an error, the next collection deletes.
 func (c *chain) remove(ctx context.Context, names []string) error {
 	group, removing := errgroup.WithContext(ctx)

@@ -3,7 +3,6 @@ package repo
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"orlop/internal/fault"
@@ -13,22 +12,22 @@ import (
 // does. It fails with fault.ErrNotFound if one of them is not there, and then removes none.
 func (r *Repository) Forget(ctx context.Context, lineage string, records []string) ([]*Backup, error) {
 	seen := map[string]*Backup{}
-	_, err := r.thin(ctx, lineage, func(h *Head) ([]string, error) {
-		var there, missing []string
+	_, err := r.thin(ctx, lineage, func(_ *chain, h, next *Head) error {
+		var missing []string
 		for _, record := range records {
 			b, found := h.Backup(record)
 			switch {
 			case found:
 				seen[record] = b
-				there = append(there, record)
 			case seen[record] == nil:
 				missing = append(missing, lineage+"."+record)
 			}
 		}
 		if len(missing) > 0 {
-			return nil, concluded{fault.Errorf(fault.ErrNotFound, "backup %s: not found", strings.Join(missing, ", "))}
+			return concluded{fault.Errorf(fault.ErrNotFound, "backup %s: not found", strings.Join(missing, ", "))}
 		}
-		return there, nil
+		next.forget(records)
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -41,12 +40,22 @@ func (r *Repository) Forget(ctx context.Context, lineage string, records []strin
 }
 
 // Thin removes those backups of a lineage that choose names by their records, and returns them. Choose is given all, by
-// their sequence, and is called anew whenever they turn out to have changed.
+// their sequence, and is called anew whenever they turn out to have changed. If anything that the others need is missing, it
+// fails with fault.ErrCorrupt and removes none: one of those may be the last that is good.
 func (r *Repository) Thin(ctx context.Context, lineage string, choose func([]*Backup) []string) ([]*Backup, error) {
-	return r.thin(ctx, lineage, func(h *Head) ([]string, error) { return choose(h.Backups()), nil })
+	return r.thin(ctx, lineage, func(c *chain, h, next *Head) error {
+		records := choose(h.Backups())
+		if len(records) == 0 {
+			return nil
+		}
+		next.forget(records)
+		_, err := c.whole(ctx, next)
+		return err
+	})
 }
 
-func (r *Repository) thin(ctx context.Context, lineage string, choose func(*Head) ([]string, error)) ([]*Backup, error) {
+// thin writes a head without the backups that remove takes off next, and returns them.
+func (r *Repository) thin(ctx context.Context, lineage string, remove func(c *chain, h, next *Head) error) ([]*Backup, error) {
 	c, err := r.chain(lineage)
 	if err != nil {
 		return nil, err
@@ -54,18 +63,15 @@ func (r *Repository) thin(ctx context.Context, lineage string, choose func(*Head
 	var removed []*Backup
 	_, wrote, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
 		removed = nil
-		records, err := choose(h)
-		if err != nil {
+		next := h.child()
+		if err := remove(c, h, next); err != nil {
 			return nil, err
 		}
-		next := h.child()
-		next.Records = slices.DeleteFunc(next.Records, func(r Record) bool {
-			chosen := slices.Contains(records, r.Record)
-			if chosen {
+		for _, r := range h.Records {
+			if _, there := next.Backup(r.Record); !there {
 				removed = append(removed, r.Backup)
 			}
-			return chosen
-		})
+		}
 		if len(removed) == 0 {
 			return nil, nil
 		}

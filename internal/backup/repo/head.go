@@ -148,6 +148,11 @@ func (h *Head) drop(dead map[PackName]bool) {
 	h.Live = slices.DeleteFunc(h.Live, func(p LivePack) bool { return dead[p.Name] })
 }
 
+// forget removes the backups with these record IDs.
+func (h *Head) forget(records []string) {
+	h.Records = slices.DeleteFunc(h.Records, func(r Record) bool { return slices.Contains(records, r.Record) })
+}
+
 // child returns a copy of h that is to become the head after it, with a nonce yet to be drawn.
 func (h *Head) child() *Head {
 	next := *h

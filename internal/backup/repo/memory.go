@@ -123,14 +123,11 @@ func (m *MemoryFile) Recall() (Known, error) {
 func (m *MemoryFile) Change(change func(*Known)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	lock, err := os.OpenFile(m.path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	unlock, err := lockFile(m.path + ".lock")
 	if err != nil {
 		return fmt.Errorf("remember a repository: %w", err)
 	}
-	defer lock.Close() // which unlocks it
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return fmt.Errorf("remember a repository: lock %s: %w", lock.Name(), err)
-	}
+	defer unlock()
 	known, err := m.Recall()
 	if err != nil {
 		return err
@@ -142,6 +139,18 @@ func (m *MemoryFile) Change(change func(*Known)) error {
 		return fmt.Errorf("remember a repository: %w", err)
 	}
 	return replaceFile(m.path, data)
+}
+
+// lockFile waits until no other process has the lock.
+func lockFile(path string) (unlock func(), err error) {
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
+	}
+	return func() { _ = lock.Close() }, nil
 }
 
 // cloned returns a copy to which can be added.

@@ -162,9 +162,7 @@ func (c *chain) loadReadable(ctx context.Context, h *Head) (*Index, map[PackName
 	}
 	index, broken := NewIndex(), map[PackName]error{}
 	if cache := c.cache(); cache != nil {
-		if err := cache.Load(index, h.IsLive); err != nil {
-			return nil, nil, err
-		}
+		_ = cache.Load(index, h.IsLive) // what it does not tell, the store does
 	}
 	var mu sync.Mutex
 	group, fetching := errgroup.WithContext(ctx)

@@ -120,7 +120,8 @@ func (r *Repository) Stalled(ctx context.Context, lineage string, after time.Dur
 	if err != nil {
 		return nil, err
 	}
-	stalled := map[ID]bool{}
+	type owned struct{ id, owner ID }
+	stalled := map[owned]bool{} // who takes one over meanwhile is alive
 	err = memory.Change(func(k *Known) {
 		before := k.Stalls
 		k.Stalls = map[string]Stall{}
@@ -136,10 +137,10 @@ func (r *Repository) Stalled(ctx context.Context, lineage string, after time.Dur
 				now.Since = last.Since
 			}
 			k.Stalls[lineage+"/"+s.Name()] = now
-			stalled[s.ID] = up-now.Since >= after
+			stalled[owned{s.ID, s.Owner}] = up-now.Since >= after
 		}
 	})
-	return func(s *Session) bool { return stalled[s.ID] }, err
+	return func(s *Session) bool { return stalled[owned{s.ID, s.Owner}] }, err
 }
 
 // digest sums up who owns a session and what is under it.

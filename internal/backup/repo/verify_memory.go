@@ -23,7 +23,8 @@ type verified struct {
 	// Damaged are packs, and their records that are lost. Of those that have none listed nothing can be read.
 	Damaged map[string][]ChunkID `json:"damaged"`
 
-	path string
+	path    string
+	changes []func(*verified) // since it was read
 }
 
 // readVerified reads the file at path; with an empty path nothing is ever remembered. A file that is missing or damaged is
@@ -67,12 +68,30 @@ func (d Damage) of(pack PackName, id ChunkID) bool {
 	return damaged && (len(lost) == 0 || slices.Contains(lost, id))
 }
 
-// save replaces the file.
+// change makes a change that save will make in the file.
+func (v *verified) change(change func(*verified)) {
+	change(v)
+	v.changes = append(v.changes, change)
+}
+
+// save makes the changes in the file, which is replaced as a whole: other runs may have written it since it was read.
 func (v *verified) save() error {
 	if v.path == "" {
 		return nil
 	}
-	text, err := json.Marshal(v)
+	unlock, err := lockFile(v.path + ".lock")
+	if err != nil {
+		return fmt.Errorf("remember what was verified: %w", err)
+	}
+	defer unlock()
+	now, err := readVerified(v.path)
+	if err != nil {
+		return err
+	}
+	for _, change := range v.changes {
+		change(now)
+	}
+	text, err := json.Marshal(now)
 	if err != nil {
 		return fmt.Errorf("remember what was verified: %w", err)
 	}
@@ -88,7 +107,7 @@ func (v *verified) oldest(names []PackName, now time.Time) {
 		read, there := v.Packs[text]
 		if !there {
 			if _, met := v.Seen[text]; !met {
-				v.Seen[text] = now
+				v.change(func(v *verified) { v.Seen[text] = now })
 			}
 			read = v.Seen[text]
 		}

@@ -69,10 +69,12 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (report Report
 			return v.report, fmt.Errorf("verify lineage %s: %w", name, err)
 		}
 	}
-	memory.judge(v.looked, v.hurt, o.Data)
-	if o.Only == nil {
-		memory.forget(v.packs, v.backups)
-	}
+	memory.change(func(m *verified) {
+		m.judge(v.looked, v.hurt, o.Data)
+		if o.Only == nil {
+			m.forget(v.packs, v.backups)
+		}
+	})
 	return v.report, nil
 }
 
@@ -183,7 +185,7 @@ func (v *verifier) checkLineage(ctx context.Context, c *chain, h *Head) (*lineag
 		v.all += check.packs[name].size
 	}
 	return check, check.each(ctx, wanted, (*packCheck).checkWhole, func(p *packCheck) {
-		v.memory.Packs[p.name.String()] = time.Now().UTC()
+		v.memory.change(func(m *verified) { m.Packs[p.name.String()] = time.Now().UTC() })
 		v.done += p.size
 		if v.Progress != nil {
 			v.Progress(min(v.done, v.all), v.all)
@@ -237,7 +239,7 @@ func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, t
 			v.report.Read++
 			v.report.Bytes += p.size
 		}
-		v.memory.damaged(p)
+		v.memory.change(func(m *verified) { m.damaged(p) })
 	}
 	v.report.Backups += len(check.backups)
 	for _, f := range heads {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"time"
 
@@ -73,6 +74,9 @@ func (r *Repository) Backup(ctx context.Context, spec BackupSpec) (*Written, err
 	if _, err := NewPlan(b.Size, b.ChunkSize); err != nil {
 		return nil, err
 	}
+	if err := checkRecord(b); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	for range fencedLimit {
 		w := &writer{BackupSpec: spec, chain: c, began: began}
@@ -82,6 +86,15 @@ func (r *Repository) Backup(ctx context.Context, spec BackupSpec) (*Written, err
 		}
 	}
 	return nil, fault.Errorf(fault.ErrInUse, "back up to lineage %s: %w, %d times", b.Lineage, err, fencedLimit)
+}
+
+// checkRecord fails if the record of a backup could not be stored once everything else is.
+func checkRecord(b Backup) error {
+	b.Record, b.Parent, b.Sequence = ID{}.String(), ID{}.String(), math.MaxUint64
+	b.Tree = Tree{Chunks: chunksOf(b.Size, b.ChunkSize)}
+	b.Duration, b.Stats = math.MaxInt64, Stats{math.MaxInt64, math.MaxInt64, math.MaxInt64}
+	_, err := b.Encode()
+	return err
 }
 
 // A writer is one attempt to write a backup, with one session.
@@ -132,6 +145,7 @@ func (w *writer) write(ctx context.Context) (*Written, error) {
 	if wrote {
 		session.index.Spurn(nil)
 		session.committed()
+		w.chain.tidy(ctx)
 	}
 	committed, there := h.Backup(session.owner.String())
 	if !there {

@@ -42,35 +42,12 @@ func (w *writer) build(ctx context.Context) error {
 			return err
 		}
 	}
-	if w.base == nil {
-		if err := w.look(ctx); err != nil {
+	if w.base == nil { // a full backup must not depend on what is gone
+		if w.absent, err = w.chain.absent(ctx, w.session.at); err != nil {
 			return err
 		}
 	}
 	return w.writeTree(ctx, plan)
-}
-
-// look finds live packs that are not there, or not whole. Lists of what packs hold come from this host's cache, and a
-// backup without a base must not depend on what is gone.
-func (w *writer) look(ctx context.Context) error {
-	w.absent = map[PackName]bool{}
-	if len(w.session.at.Live) == 0 {
-		return nil
-	}
-	listed, err := w.chain.uploaded(ctx)
-	if err != nil {
-		return err
-	}
-	sizes := make(map[string]int64, len(listed))
-	for _, o := range listed {
-		sizes[o.Name] = o.Size
-	}
-	for _, p := range w.session.at.Live {
-		if sizes[p.Name.String()] < p.Size {
-			w.absent[p.Name] = true
-		}
-	}
-	return nil
 }
 
 // plan says which chunks are looked at.
