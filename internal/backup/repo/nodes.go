@@ -22,7 +22,7 @@ func (l *Lineage) NewMetaWriter(session string, index *Index, emit func(context.
 	if err := CheckLabel(session); err != nil {
 		return nil, err
 	}
-	compressor, err := newCompressor()
+	compressor, err := newCompressor(DefaultChunk)
 	if err != nil {
 		return nil, err
 	}

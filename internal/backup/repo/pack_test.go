@@ -21,7 +21,7 @@ func newTestPack(t testing.TB, lineage *Lineage, session string, kind PackKind) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := newCompressor()
+	c, err := newCompressor(DefaultChunk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +418,7 @@ func FuzzPackTrailer(f *testing.F) {
 // What is sealed is made by a writer that holds the key, and may still be anything.
 func FuzzRecord(f *testing.F) {
 	lineage := newTestLineage(f)
-	c, err := newCompressor()
+	c, err := newCompressor(DefaultChunk)
 	if err != nil {
 		f.Fatal(err)
 	}

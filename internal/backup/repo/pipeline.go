@@ -95,7 +95,7 @@ func (p *Pipeline) Run(ctx context.Context) (Stats, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return f.feed(ctx) })
 	for range min(workers, jobs) {
-		compressor, err := newCompressor()
+		compressor, err := newCompressor(int(f.chunk))
 		if err != nil {
 			group.Go(func() error { return err })
 			break

@@ -204,7 +204,7 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 	if err != nil {
 		return nil, err
 	}
-	compressor, err := newCompressor()
+	compressor, err := newCompressor(DefaultChunk)
 	if err != nil {
 		return nil, err
 	}

@@ -331,7 +331,7 @@ func (r *Repository) sealHead(name string, h *Head) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.heads == nil {
-		c, err := newCompressor()
+		c, err := newCompressor(DefaultChunk)
 		if err != nil {
 			return nil, err
 		}

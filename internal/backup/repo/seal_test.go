@@ -82,7 +82,7 @@ func TestEachAttemptDrawsANewSalt(t *testing.T) {
 }
 
 func TestIncompressibleAndHardlyCompressibleStayRaw(t *testing.T) {
-	c, err := newCompressor()
+	c, err := newCompressor(DefaultChunk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestIncompressibleAndHardlyCompressibleStayRaw(t *testing.T) {
 
 // A frame that says that it is large cannot make the reader allocate more than the record's plaintext.
 func TestCompressionBombIsRefused(t *testing.T) {
-	c, err := newCompressor()
+	c, err := newCompressor(DefaultChunk)
 	if err != nil {
 		t.Fatal(err)
 	}
