@@ -53,12 +53,12 @@ type Store interface {
 	Put(ctx context.Context, name string, data []byte) error
 
 	// Get returns the whole object, or fault.ErrNotFound. What the medium shows in its place and cannot be an object,
-	// as a file larger than MaxSize, is fault.ErrCorrupt.
+	// as a file larger than MaxSize, is fault.ErrCorrupt, and so is what the medium cannot give back.
 	Get(ctx context.Context, name string) ([]byte, error)
 
 	// GetRange returns exactly length bytes from offset on, or fault.ErrNotFound. An object that ends before that is
-	// fault.ErrCorrupt: callers know how long their objects are. A negative offset and a length of less than 1 byte
-	// are fault.ErrInvalid.
+	// fault.ErrCorrupt: callers know how long their objects are. What the medium cannot give back is fault.ErrCorrupt
+	// too. A negative offset and a length of less than 1 byte are fault.ErrInvalid.
 	GetRange(ctx context.Context, name string, offset, length int64) ([]byte, error)
 
 	// List calls fn for every object whose name starts with prefix, by rising names in the order of their bytes, with no

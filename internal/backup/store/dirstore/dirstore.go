@@ -120,15 +120,29 @@ func (s *Store) read(ctx context.Context, name string, which func(size int64) (o
 			return nil, err
 		}
 		part := data[done:min(done+block, length)]
-		_, err := f.ReadAt(part, offset+done)
+		err := s.kernel.read(f, part, offset+done)
 		if errors.Is(err, io.EOF) { // somebody has cut the file since
 			return nil, store.Truncated(size, offset, length)
 		}
 		if err != nil {
-			return nil, err
+			return nil, unreadable(err)
 		}
 	}
 	return data, nil
+}
+
+// badMedium are the errors of reading what a medium cannot give back.
+var badMedium = []unix.Errno{unix.EIO, unix.EBADMSG, unix.EUCLEAN, unix.EILSEQ, unix.EREMOTEIO}
+
+// unreadable makes an error of reading a file's content fault.ErrCorrupt if it is the medium's: other objects may be
+// good. Of a directory, and of writing, the same numbers tell nothing of any object.
+func unreadable(err error) error {
+	for _, number := range badMedium {
+		if errors.Is(err, number) {
+			return fault.Errorf(fault.ErrCorrupt, "cannot be read: %w", number)
+		}
+	}
+	return err
 }
 
 // openObject opens an object's file and tells its size.

@@ -8,9 +8,10 @@ import (
 )
 
 // kernel is every effect that a Store has on its directory, so that tests can cut one short, fail one, or look at their
-// order. Names are single segments in dir, and symbolic links are never followed.
+// order, and what it reads of files. Names are single segments in dir, and symbolic links are never followed.
 type kernel interface {
 	open(dir *os.File, name string, flags int) (*os.File, error)
+	read(f *os.File, b []byte, offset int64) error // io.EOF if the file ends before b is full
 	mkdir(dir *os.File, name string) error
 	write(f *os.File, b []byte) error
 	sync(f *os.File) error
@@ -34,6 +35,11 @@ func (linux) open(dir *os.File, name string, flags int) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+func (linux) read(f *os.File, b []byte, offset int64) error {
+	_, err := f.ReadAt(b, offset)
+	return err
 }
 
 func (linux) mkdir(dir *os.File, name string) error {
