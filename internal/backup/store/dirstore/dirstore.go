@@ -124,6 +124,9 @@ func (s *Store) read(ctx context.Context, name string, which func(size int64) (o
 		if errors.Is(err, io.EOF) { // somebody has cut the file since
 			return nil, store.Truncated(size, offset, length)
 		}
+		if isGone(err) { // another host has deleted it
+			return nil, s.notFound()
+		}
 		if err != nil {
 			return nil, unreadable(err)
 		}
@@ -156,7 +159,7 @@ func (s *Store) openObject(name string) (f *os.File, size int64, err error) {
 	// A named pipe in the place of an object must not hold up the open.
 	f, err = s.kernel.open(w.last(), base, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
-	case isAny(err, unix.ENOENT):
+	case isGone(err):
 		return nil, 0, s.notFound()
 	case isAny(err, unix.ELOOP, unix.ENXIO):
 		return nil, 0, errNotAFile
@@ -165,6 +168,8 @@ func (s *Store) openObject(name string) (f *os.File, size int64, err error) {
 	}
 	info, err := f.Stat()
 	switch {
+	case isGone(err):
+		err = s.notFound()
 	case err != nil:
 	case info.IsDir():
 		err = s.notFound()
@@ -197,8 +202,10 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 		return judged("delete", name, err)
 	}
 	defer w.close()
-	if err := s.kernel.unlink(w.last(), base); err != nil && !isAny(err, unix.ENOENT, unix.EISDIR) {
-		return judged("delete", name, err)
+	if err := s.kernel.unlink(w.last(), base); err != nil && !isAny(err, unix.EISDIR) {
+		if err := s.unlessGone(err); err != nil {
+			return judged("delete", name, err)
+		}
 	}
 	for i := len(w) - 1; i > 0; i-- {
 		if s.kernel.rmdir(w[i-1], filepath.Base(w[i].Name())) != nil {

@@ -47,7 +47,7 @@ func (s *Store) publish(temp temporary, name string) error {
 	dir, base := split(name)
 	for attempt := 1; ; attempt++ {
 		err := s.publishIn(dir, base, temp)
-		if !isAny(err, unix.ENOENT) || attempt == attempts {
+		if !isGone(err) || attempt == attempts {
 			return err
 		}
 		// A Delete has removed the directory, or a sweep has removed the temporary file, or somebody the root.

@@ -43,7 +43,7 @@ func (s *Store) walk(dir string) (way, error) {
 		next, err := s.kernel.open(w.last(), segment, openDirectory)
 		if err != nil {
 			w.close()
-			if isAny(err, unix.ENOENT, unix.ENOTDIR) {
+			if isGone(err) || isAny(err, unix.ENOTDIR) {
 				err = s.notFound()
 			}
 			return nil, err
@@ -61,19 +61,32 @@ func (s *Store) notFound() error {
 	return fault.Errorf(fault.ErrNotFound, "not found")
 }
 
+// isGone tells whether err is one of what is there no more. NFS says ESTALE of what another host has removed, and of
+// everything if the root is: who meets it asks whether that is present.
+func isGone(err error) bool { return isAny(err, unix.ENOENT, unix.ESTALE) }
+
+// unlessGone returns err, but nil if that says that something below the root is there no more.
+func (s *Store) unlessGone(err error) error {
+	if isGone(err) {
+		return s.present()
+	}
+	return err
+}
+
 // present fails with fault.ErrUnreachable if somebody has removed the root: it must not pass for an empty store.
 func (s *Store) present() error {
-	var stat unix.Stat_t
-	if err := uninterrupted(func() error { return unix.Fstat(int(s.root.Fd()), &stat) }); err != nil {
-		return &os.PathError{Op: "look at", Path: s.root.Name(), Err: err}
+	links, err := s.kernel.links(s.root)
+	if err != nil {
+		return err
 	}
-	if stat.Nlink == 0 {
+	if links == 0 {
 		return fault.Errorf(fault.ErrUnreachable, "backup directory %s: somebody has removed it", s.root.Name())
 	}
 	return nil
 }
 
-// walkMaking is walk, but makes the directories that are not there. A directory that is removed meanwhile is ENOENT.
+// walkMaking is walk, but makes the directories that are not there. A directory that is removed meanwhile is ENOENT or
+// ESTALE.
 func (s *Store) walkMaking(dir string) (way, error) {
 	w := way{s.root}
 	for _, segment := range segments(dir) {
