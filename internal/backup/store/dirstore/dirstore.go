@@ -195,7 +195,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	dir, base := split(name)
 	w, err := s.walk(dir)
-	if fault.Is(err, fault.ErrNotFound) {
+	if fault.Is(err, fault.ErrNotFound) || fault.Is(err, fault.ErrCorrupt) { // below what is no directory is no object
 		return nil
 	}
 	if err != nil {

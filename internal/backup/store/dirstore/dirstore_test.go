@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -117,7 +118,7 @@ func TestSymbolicLinksAreNotFollowed(t *testing.T) {
 		}
 	}
 	s := open(t, dir)
-	if got, err := s.Get(t.Context(), "link/file"); !fault.Is(err, fault.ErrNotFound) {
+	if got, err := s.Get(t.Context(), "link/file"); !fault.Is(err, fault.ErrCorrupt) {
 		t.Errorf("get through a directory: %q, %v", got, err)
 	}
 	if got, err := s.Get(t.Context(), "object"); !fault.Is(err, fault.ErrCorrupt) {
@@ -139,6 +140,39 @@ func TestSymbolicLinksAreNotFollowed(t *testing.T) {
 	}
 	if got := tree(t, outside); !slices.Equal(got, []string{"-rw------- file"}) {
 		t.Errorf("outside there is %q", got)
+	}
+}
+
+// A directory that somebody moved to another disk and left a link to is not an empty one.
+func TestWhatIsInTheWayOfObjectsIsNotAnEmptyDirectory(t *testing.T) {
+	for what, replace := range map[string]func(path string) error{
+		"a symbolic link": func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.Symlink(path+".old", path))
+		},
+		"a file":       func(path string) error { return errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600)) },
+		"a named pipe": func(path string) error { return errors.Join(os.RemoveAll(path), unix.Mkfifo(path, 0o600)) },
+	} {
+		for _, directory := range []string{"a", "a/b"} {
+			dir := t.TempDir()
+			s := open(t, dir)
+			if err := s.Put(t.Context(), "a/b/c", nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := replace(filepath.Join(dir, directory)); err != nil {
+				t.Fatal(err)
+			}
+			_, getErr := s.Get(t.Context(), "a/b/c")
+			_, rangeErr := s.GetRange(t.Context(), "a/b/c", 0, 1)
+			for method, err := range map[string]error{
+				"list":  s.List(t.Context(), "a/b/", func(store.Object) error { return nil }),
+				"get":   getErr,
+				"range": rangeErr,
+			} {
+				if !fault.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), dir+"/"+directory+": not a directory, but "+what) {
+					t.Errorf("%s is %s: %s: %v", directory, what, method, err)
+				}
+			}
+		}
 	}
 }
 

@@ -73,7 +73,7 @@ func (s *Store) list(ctx context.Context, dir *os.File, prefix string, fn func(s
 
 func (s *Store) listDirectory(ctx context.Context, parent *os.File, e entry, prefix string, fn func(store.Object) error) error {
 	dir, err := s.kernel.open(parent, strings.TrimSuffix(e.key, "/"), openDirectory)
-	if isAny(err, unix.ENOTDIR) { // a Delete has removed it, and a Put has taken its name
+	if isAny(err, unix.ENOTDIR, unix.ELOOP) { // a Delete has removed it, and a Put has taken its name
 		return nil
 	}
 	if err != nil {

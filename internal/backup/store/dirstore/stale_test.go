@@ -115,6 +115,19 @@ func TestPutMakesADirectoryAgainThatAnotherHostHasRemoved(t *testing.T) {
 	}
 }
 
+// A name may have been another object's when it was used, and be a directory's when it is looked at.
+func TestNameThatBecomesADirectoryMeanwhileIsNoDamage(t *testing.T) {
+	s, w := openWatched(t, t.TempDir(), nil)
+	must(t, s.Put(t.Context(), "a/b", []byte("x")))
+	w.kernel = shut{linux{}, unix.ENOTDIR}
+	if got, err := s.Get(t.Context(), "a/b"); !fault.Is(err, fault.ErrNotFound) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, prefix := range []string{"", "a/"} {
+		must(t, s.List(t.Context(), prefix, func(store.Object) error { return nil }))
+	}
+}
+
 func TestRootThatTheServerHasLostIsUnreachable(t *testing.T) {
 	s := openNFS(t, nfs{removed: map[string]int{}, lost: true})
 	_, getErr := s.Get(t.Context(), "a/b/c")
