@@ -60,7 +60,10 @@ func Open(dir string) (*Store, error) {
 		fd, err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
+	var stat unix.Stat_t
 	switch {
+	case isAny(err, unix.ENOTDIR) && unix.Stat(dir, &stat) == nil:
+		return nil, fault.Errorf(fault.ErrNotFound, "backup directory %s: not a directory, but %s", dir, typeOf(stat))
 	case isAny(err, unix.ENOENT, unix.ENOTDIR):
 		return nil, fault.Errorf(fault.ErrNotFound, "backup directory %s: no such directory; is the disk mounted?", dir)
 	case err != nil:

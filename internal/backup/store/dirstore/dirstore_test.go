@@ -21,8 +21,13 @@ func TestOpenMakesNothing(t *testing.T) {
 	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{dir + "/missing", dir + "/missing/below", dir + "/file"} {
-		if _, err := dirstore.Open(path); !fault.Is(err, fault.ErrNotFound) {
+	for path, want := range map[string]string{
+		dir + "/missing":       "is the disk mounted?",
+		dir + "/missing/below": "is the disk mounted?",
+		dir + "/file/below":    "is the disk mounted?",
+		dir + "/file":          "not a directory, but a file",
+	} {
+		if _, err := dirstore.Open(path); !fault.Is(err, fault.ErrNotFound) || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
