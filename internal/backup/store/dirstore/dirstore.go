@@ -164,27 +164,32 @@ func (s *Store) openObject(name string) (f *os.File, size int64, err error) {
 	switch {
 	case isGone(err):
 		return nil, 0, s.notFound()
-	case isAny(err, unix.ELOOP, unix.ENXIO):
-		return nil, 0, errNotAFile
+	case isAny(err, unix.ELOOP, unix.ENXIO): // a symbolic link, or a socket
+		stat, err := lstat(w.last(), base)
+		return nil, 0, s.notAFile(stat, err)
 	case err != nil:
 		return nil, 0, err
 	}
-	info, err := f.Stat()
-	switch {
-	case isGone(err):
-		err = s.notFound()
-	case err != nil:
-	case info.IsDir():
-		err = s.notFound()
-	case !info.Mode().IsRegular():
-		err = errNotAFile
-	default:
-		return f, info.Size(), nil
+	var stat unix.Stat_t
+	err = failed("look at", w.last(), base, unix.Fstat(int(f.Fd()), &stat))
+	if err == nil && stat.Mode&unix.S_IFMT == unix.S_IFREG {
+		return f, stat.Size, nil
 	}
-	return nil, 0, errors.Join(err, f.Close())
+	return nil, 0, errors.Join(s.notAFile(stat, err), f.Close())
 }
 
-var errNotAFile = fault.Errorf(fault.ErrCorrupt, "not an object: something else than a file has its name")
+// notAFile is the error of an object whose name is something else's, given what was seen of that.
+func (s *Store) notAFile(stat unix.Stat_t, err error) error {
+	switch {
+	case isGone(err):
+		return s.notFound()
+	case err != nil:
+		return err
+	case stat.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return fault.Errorf(fault.ErrNotFound, "not found: its name is that of %s", typeOf(stat))
+	}
+	return fault.Errorf(fault.ErrCorrupt, "not an object, but %s: only a file is taken for one", typeOf(stat))
+}
 
 // Delete removes the file, and the directories that become empty by it. Those cannot be removed under a Put that is
 // about to use one: rmdir(2) fails if the Put has linked its file, and else the Put finds the directory gone and makes

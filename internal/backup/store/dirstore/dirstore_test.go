@@ -196,15 +196,22 @@ func TestTemporaryDirectoryMayNotLeadElsewhere(t *testing.T) {
 
 func TestStrangeFilesAreCorruptAndDoNotBlock(t *testing.T) {
 	dir := t.TempDir()
-	err := errors.Join(unix.Mkfifo(dir+"/pipe", 0o600), os.WriteFile(dir+"/huge", nil, 0o600), os.Truncate(dir+"/huge", 1<<40))
+	err := errors.Join(
+		unix.Mkfifo(dir+"/pipe", 0o600), unix.Mknod(dir+"/socket", unix.S_IFSOCK|0o600, 0), os.Symlink("huge", dir+"/link"),
+		os.WriteFile(dir+"/huge", nil, 0o600), os.Truncate(dir+"/huge", 1<<40), os.Mkdir(dir+"/directory", 0o700))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, dir)
-	for _, name := range []string{"pipe", "huge"} {
-		if _, err := s.Get(t.Context(), name); !fault.Is(err, fault.ErrCorrupt) {
+	for name, want := range map[string]string{
+		"pipe": "a named pipe", "socket": "a socket", "link": "a symbolic link", "huge": "1099511627776 bytes",
+	} {
+		if _, err := s.Get(t.Context(), name); !fault.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := s.Get(t.Context(), "directory"); !fault.Is(err, fault.ErrNotFound) || !strings.Contains(err.Error(), "a directory") {
+		t.Errorf("a directory: %v", err)
 	}
 	if got := listed(t, s); !slices.Equal(got, []string{"huge"}) {
 		t.Errorf("listed %q", got)
