@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -51,9 +52,12 @@ func newDecoder() (*zstd.Decoder, error) {
 	return decoder, nil
 }
 
-// decompress returns the plaintext of length bytes that a frame holds. It never allocates more than that for it, whatever
-// the frame says.
+// decompress returns the plaintext of length bytes that one frame, which is all there is, holds. It never allocates more
+// than that for it, whatever the frame says.
 func decompress(decoder *zstd.Decoder, frame []byte, length int) ([]byte, error) {
+	if !isOneFrame(frame) {
+		return nil, errors.New("decompress: it is not one zstd frame")
+	}
 	plaintext, err := decoder.DecodeAll(frame, make([]byte, 0, length))
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
@@ -62,4 +66,33 @@ func decompress(decoder *zstd.Decoder, frame []byte, length int) ([]byte, error)
 		return nil, fmt.Errorf("decompress: %d bytes instead of %d", len(plaintext), length)
 	}
 	return plaintext, nil
+}
+
+// isOneFrame tells whether data has the lengths of one frame without a dictionary. The decoder takes any number of frames,
+// and skips some: one plaintext could be written in many ways.
+func isOneFrame(data []byte) bool {
+	const blockHeader, repeated, checksum = 3, 1, 4
+	var header zstd.Header
+	if err := header.Decode(data); err != nil || header.Skippable || header.DictionaryID != 0 {
+		return false
+	}
+	rest := data[header.HeaderSize:]
+	for last := false; !last; {
+		if len(rest) < blockHeader {
+			return false
+		}
+		block := int(rest[0]) | int(rest[1])<<8 | int(rest[2])<<16
+		size := block >> 3
+		if block>>1&3 == repeated {
+			size = 1
+		}
+		if rest = rest[blockHeader:]; size > len(rest) {
+			return false
+		}
+		rest, last = rest[size:], block&1 == 1
+	}
+	if header.HasCheckSum {
+		return len(rest) == checksum
+	}
+	return len(rest) == 0
 }

@@ -20,6 +20,9 @@ const (
 	// Format is the number of the repository format. Version 1 is the first.
 	Format = 1
 
+	// minReader is the lowest Format whose programs may read and write what is written here.
+	minReader = 1
+
 	// MinChunk and MaxChunk bound the size of chunks, which is a power of two.
 	MinChunk = 64 << 10
 	MaxChunk = 4 << 20
@@ -46,7 +49,8 @@ var features = map[string]bool{}
 //	sha-256 <hex>         of the first two lines with their newlines, for who holds no key
 //
 // A reader that does not know a name in Features, or is older than MinReader, must refuse the repository. Fields that it
-// does not know it ignores.
+// does not know it ignores. Whoever introduces a feature whose ignorance is dangerous raises MinReader too: packs repeat
+// that, and a config that is lost is made anew from packs, without its features.
 type Config struct {
 	Magic       string   `json:"magic"`      // "orlop-repository"
 	Format      int      `json:"format"`     // of the program that made the repository
@@ -73,7 +77,7 @@ type ConfigFile struct {
 // encrypted. What is random comes from random, or crypto/rand if that is nil.
 func NewRepository(key *Key, random io.Reader) (config Config, object []byte, keys *Keyring, err error) {
 	config = Config{
-		Magic: configMagic, Format: Format, MinReader: 1, Features: []string{}, Hash: hashHMAC, Cipher: cipherMAC,
+		Magic: configMagic, Format: Format, MinReader: minReader, Features: []string{}, Hash: hashHMAC, Cipher: cipherMAC,
 		Compression: compressionZstd, ChunkMin: MinChunk, ChunkMax: MaxChunk, Slots: []Slot{},
 	}
 	secrets := make([]byte, len(config.Repository)+2*secretSize)

@@ -24,7 +24,7 @@ import (
 //	9   1  cipher: 1 AES-256-GCM, 2 none but a MAC
 //	10  2  l, the length of the lineage's name
 //	12  2  s, the length of the session's name
-//	14  2  0
+//	14  2  min_reader of the config less 1, so 0
 //	16  4  k, the length of the slot block
 //	20  4  length of the header, 88+l+s+k
 //	24  16 the pack's ID, as in its object's name
@@ -91,6 +91,9 @@ const (
 )
 
 // A PackHeader is what a pack tells without a key. Only a footer that opens makes it trustworthy.
+//
+// It repeats the config's min_reader, which is found nowhere else once the config is lost: without it an old program would
+// make the config anew, and write.
 type PackHeader struct {
 	Name       PackName
 	Repository ID
@@ -113,7 +116,7 @@ func (h *PackHeader) encode() []byte {
 	data = append(data, byte(h.Name.Kind), cipher)
 	data = binary.LittleEndian.AppendUint16(data, uint16(len(h.Name.Lineage)))
 	data = binary.LittleEndian.AppendUint16(data, uint16(len(h.Name.Session)))
-	data = binary.LittleEndian.AppendUint16(data, 0)
+	data = binary.LittleEndian.AppendUint16(data, minReader-1)
 	data = binary.LittleEndian.AppendUint32(data, uint32(len(h.Slots)))
 	data = binary.LittleEndian.AppendUint32(data, uint32(h.length))
 	data = append(append(append(data, h.Name.ID[:]...), h.Repository[:]...), h.salt[:]...)
@@ -123,13 +126,17 @@ func (h *PackHeader) encode() []byte {
 }
 
 // ParsePackHeader reads the header of the pack that is stored under name, given the pack's beginning: its first 20 KiB or
-// all of it. It fails with fault.ErrCorrupt if this is no pack's beginning, or another pack's.
+// all of it. It fails with fault.ErrCorrupt if this is no pack's beginning, or another pack's, and with
+// fault.ErrUnsupported if it says that this program is too old for it.
 func ParsePackHeader(name string, data []byte) (*PackHeader, error) {
 	wanted, err := ParsePackName(name)
 	if err != nil {
 		return nil, err
 	}
 	h, err := decodePackHeader(data)
+	if fault.Is(err, fault.ErrUnsupported) {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	if err != nil {
 		return nil, corrupt(name, "%v", err)
 	}
@@ -143,6 +150,10 @@ func decodePackHeader(data []byte) (*PackHeader, error) {
 	if len(data) < packHeaderSize || string(data[:8]) != packMagic {
 		return nil, fault.Errorf(fault.ErrCorrupt, "it is truncated or no pack")
 	}
+	// What a later format may have changed is read only after it was found fit to be read.
+	if wanted := int(binary.LittleEndian.Uint16(data[14:])) + 1; wanted > Format {
+		return nil, fault.Errorf(fault.ErrUnsupported, "the pack wants a program that reads format %d, this one reads up to %d", wanted, Format)
+	}
 	h := &PackHeader{Encrypted: data[9] == cipherByteGCM}
 	h.Name.Kind = PackKind(data[8])
 	lineage := int(binary.LittleEndian.Uint16(data[10:]))
@@ -151,7 +162,7 @@ func decodePackHeader(data []byte) (*PackHeader, error) {
 	h.length = int(binary.LittleEndian.Uint32(data[20:]))
 	_, known := packKinds[h.Name.Kind]
 	switch {
-	case !known || data[9] != cipherByteGCM && data[9] != cipherByteMAC || data[14] != 0 || data[15] != 0:
+	case !known || data[9] != cipherByteGCM && data[9] != cipherByteMAC:
 		return nil, fault.Errorf(fault.ErrCorrupt, "its header has unknown values")
 	case slots > maxSlots || h.length != packHeaderSize+lineage+session+slots || h.length > len(data):
 		return nil, fault.Errorf(fault.ErrCorrupt, "its header is truncated or has wrong lengths")

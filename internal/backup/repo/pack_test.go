@@ -147,11 +147,52 @@ func TestDamagedPackIsCorrupt(t *testing.T) {
 					copy(damaged[len(damaged)-32:], sum[:])
 				}
 				_, _, err = lineage.OpenPack(name, damaged, checkAll(plaintexts))
+				if i == 1 && (n == 14 || n == 15) { // says that it wants a later program
+					if !fault.Is(err, fault.ErrUnsupported) {
+						t.Errorf("byte %d with a checksum: %v", n, err)
+					}
+					continue
+				}
 				if i == 0 || n < len(damaged)-32 {
 					wantCorrupt(t, name, fmt.Sprintf("byte %d, case %d with a checksum", n, i), err)
 				}
 			}
 		}
+	}
+}
+
+// A pack says which programs may read it, for where the config that says so was lost.
+func TestPackOfALaterProgramIsRefused(t *testing.T) {
+	lineage := newTestLineage(t)
+	pack, plaintexts := newTestPack(t, lineage, "s1", DataPack)
+	name := pack.Ref.Name.String()
+	if pack.Bytes[14] != 0 || pack.Bytes[15] != 0 {
+		t.Errorf("packs of this program are for readers of format %d", pack.Bytes[14]+1)
+	}
+	later := bytes.Clone(pack.Bytes)
+	later[14] = 6
+	damaged := bytes.Clone(later)
+	sum := sha256.Sum256(later[:len(later)-32])
+	copy(later[len(later)-32:], sum[:])
+	for _, c := range []struct {
+		pack []byte
+		want fault.Kind
+	}{{later, fault.ErrUnsupported}, {damaged, fault.ErrCorrupt}} {
+		s := storetest.NewMemory()
+		if err := s.Put(t.Context(), name, c.pack); err != nil {
+			t.Fatal(err)
+		}
+		_, _, footerErr := lineage.ReadFooter(t.Context(), s, name, int64(len(c.pack)))
+		_, _, openErr := lineage.OpenPack(name, c.pack, checkAll(plaintexts))
+		_, _, salvageErr := lineage.SalvagePack(name, c.pack, checkAll(plaintexts))
+		for what, err := range map[string]error{"footer": footerErr, "open": openErr, "salvage": salvageErr, "check": CheckPack(name, c.pack)} {
+			if !fault.Is(err, c.want) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: want %s, got %v", what, c.want, err)
+			}
+		}
+	}
+	if _, err := ParsePackHeader(name, later[:300]); !fault.Is(err, fault.ErrUnsupported) || !strings.Contains(err.Error(), "format 7") {
+		t.Errorf("its header: %v", err)
 	}
 }
 
@@ -358,7 +399,7 @@ func FuzzPackHeader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		h, err := decodePackHeader(data)
 		if err != nil {
-			if !fault.Is(err, fault.ErrCorrupt) {
+			if !fault.Is(err, fault.ErrCorrupt) && !fault.Is(err, fault.ErrUnsupported) {
 				t.Errorf("%v", err)
 			}
 			return

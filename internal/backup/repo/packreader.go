@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 
 	"orlop/internal/backup/store"
+	"orlop/internal/fault"
 )
 
 // tailGuess is how many bytes at a pack's end are asked for first. Most footers fit.
@@ -20,7 +21,7 @@ func CheckPack(name string, pack []byte) error {
 func splitPack(name string, pack []byte) (*PackHeader, trailer, error) {
 	h, err := ParsePackHeader(name, pack)
 	if err != nil {
-		return nil, trailer{}, err
+		return nil, trailer{}, believed(name, pack, err)
 	}
 	t, err := decodeTrailer(pack, int64(len(pack)))
 	if err != nil {
@@ -32,9 +33,19 @@ func splitPack(name string, pack []byte) (*PackHeader, trailer, error) {
 	return h, t, nil
 }
 
+// believed returns the error of a pack's header, but fault.ErrCorrupt if that says that this program is too old and the
+// checksum of the whole pack does not match: it may be damage that says so. Every format has the checksum at the end.
+func believed(name string, pack []byte, err error) error {
+	if end := len(pack) - sha256.Size; fault.Is(err, fault.ErrUnsupported) && sha256.Sum256(pack[:end]) != [sha256.Size]byte(pack[end:]) {
+		return corrupt(name, "its checksum does not match")
+	}
+	return err
+}
+
 // ReadFooter returns what a stored pack of size bytes holds, in two or three requests. It fails with fault.ErrCorrupt if
 // the pack is damaged where it looks, is not what was stored under its name, or belongs to another repository or
-// lineage; and with fault.ErrNotFound if there is none.
+// lineage; with fault.ErrUnsupported if this program is too old for it, for which it reads all of it; and with
+// fault.ErrNotFound if there is none.
 func (l *Lineage) ReadFooter(ctx context.Context, s store.Store, name string, size int64) (PackRef, []Entry, error) {
 	if size < packHeaderSize+trailerSize || size > store.MaxSize {
 		return PackRef{}, nil, corrupt(name, "no pack has %d bytes", size)
@@ -44,6 +55,13 @@ func (l *Lineage) ReadFooter(ctx context.Context, s store.Store, name string, si
 		return PackRef{}, nil, err
 	}
 	h, err := ParsePackHeader(name, start)
+	if fault.Is(err, fault.ErrUnsupported) {
+		pack, getErr := s.Get(ctx, name)
+		if getErr != nil {
+			return PackRef{}, nil, getErr
+		}
+		err = believed(name, pack, err)
+	}
 	if err != nil {
 		return PackRef{}, nil, err
 	}
@@ -148,7 +166,7 @@ func (l *Lineage) OpenPack(name string, pack []byte, fn func(e Entry, plaintext 
 func (l *Lineage) SalvagePack(name string, pack []byte, fn func(e Entry, plaintext []byte, err error) error) (PackRef, []Entry, error) {
 	h, err := ParsePackHeader(name, pack)
 	if err != nil {
-		return PackRef{}, nil, err
+		return PackRef{}, nil, believed(name, pack, err)
 	}
 	t, err := decodeTrailer(pack, int64(len(pack)))
 	if err != nil {

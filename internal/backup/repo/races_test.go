@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -321,15 +322,23 @@ func TestHostKnowsWhichProcessesEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pid, started, namespace := self.process()
+	if pid != fmt.Sprint(os.Getpid()) || started == "" || namespace == "" {
+		t.Errorf("this process is %q", self.Process)
+	}
 	for _, c := range []struct {
 		origin Origin
 		want   bool
 	}{
 		{self, false},
-		{Origin{self.Host, self.Boot, "999999999:1"}, true},
-		{Origin{self.Host, self.Boot, self.Process + "1"}, true}, // the number was used again
+		{Origin{self.Host, self.Boot, "999999999:1:" + namespace}, true},
+		{Origin{self.Host, self.Boot, pid + ":1" + started + ":" + namespace}, true}, // the number was used again
+		{Origin{self.Host, self.Boot, "999999999:1:9" + namespace}, false},           // in another container
+		{Origin{self.Host, self.Boot, "999999999:1"}, false},                         // an earlier program's: who knows where
 		{Origin{self.Host, "earlier", self.Process}, true},
-		{Origin{"other", self.Boot, "999999999:1"}, false},
+		{Origin{self.Host, "earlier", "999999999:1:9" + namespace}, true},
+		{Origin{self.Host, "earlier", "999999999:1"}, true},
+		{Origin{"other", self.Boot, "999999999:1:" + namespace}, false},
 		{Origin{}, false},
 	} {
 		if got := self.ended(c.origin); got != c.want {

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"orlop/internal/fault"
 )
@@ -109,6 +112,42 @@ func TestIncompressibleAndHardlyCompressibleStayRaw(t *testing.T) {
 		}
 		if got, err := decompress(decoder, payload, len(plaintext)); err != nil || !bytes.Equal(got, plaintext) {
 			t.Errorf("%d zeroes: decompressed to another plaintext: %v", zeroes, err)
+		}
+	}
+}
+
+// What one frame holds has one way to be written besides a compressor's choices: nothing stands before or after it.
+func TestRecordIsOneFrameAndNothingElse(t *testing.T) {
+	decoder, err := newDecoder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := bytes.Repeat([]byte("text and more of it "), 20_000)
+	for _, checksum := range []bool{true, false} {
+		for _, level := range []zstd.EncoderLevel{zstd.SpeedFastest, zstd.SpeedBestCompression} {
+			encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(checksum), zstd.WithZeroFrames(true))
+			if err != nil {
+				t.Fatal(err)
+			}
+			frame, empty := encoder.EncodeAll(text, nil), encoder.EncodeAll(nil, nil)
+			if got, err := decompress(decoder, frame, len(text)); err != nil || !bytes.Equal(got, text) {
+				t.Errorf("one frame: %v", err)
+			}
+			skippable := []byte{0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 'x'}
+			for what, other := range map[string][]byte{
+				"two frames":              slices.Concat(encoder.EncodeAll(text[:100], nil), encoder.EncodeAll(text[100:], nil)),
+				"an empty frame after it": slices.Concat(frame, empty),
+				"an empty one before it":  slices.Concat(empty, frame),
+				"a skippable frame after": slices.Concat(frame, skippable),
+				"one before":              slices.Concat(skippable, frame),
+				"a byte after it":         slices.Concat(frame, []byte{0}),
+				"a byte less":             frame[:len(frame)-1],
+				"nothing":                 nil,
+			} {
+				if _, err := decompress(decoder, other, len(text)); err == nil {
+					t.Errorf("%s is taken for a record", what)
+				}
+			}
 		}
 	}
 }

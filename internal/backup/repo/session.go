@@ -19,16 +19,20 @@ import (
 )
 
 // An Origin is what runs a session: a host, its boot and a process of that boot. Each is at most 255 bytes.
+//
+// The process is "<process ID>:<when it started, in ticks since the boot>:<PID namespace>", the last being the number
+// that /proc/self/ns/pid leads to. Earlier programs left out that number and its colon.
 type Origin struct {
 	Host    string
 	Boot    string
-	Process string // process ID, a colon and when it started, in ticks since the boot
+	Process string
 }
 
 const (
 	machineIDPath = "/etc/machine-id"
 	bootIDPath    = "/proc/sys/kernel/random/boot_id"
 	procPath      = "/proc"
+	namespacePath = "/proc/self/ns/pid"
 )
 
 // LocalOrigin is the origin of the process that calls it. The host is known by its machine ID, or by its name if it has
@@ -50,11 +54,22 @@ func LocalOrigin() (Origin, error) {
 	if err != nil {
 		return Origin{}, fmt.Errorf("identify this process: %w", err)
 	}
+	namespace, err := os.Readlink(namespacePath)
+	if err != nil {
+		return Origin{}, fmt.Errorf("identify this process: %w", err)
+	}
 	return Origin{
 		Host:    string(bytes.TrimSpace(host)),
 		Boot:    string(bytes.TrimSpace(boot)),
-		Process: fmt.Sprintf("%d:%s", pid, started),
+		Process: fmt.Sprintf("%d:%s:%s", pid, started, strings.Trim(namespace, "pid:[]")),
 	}, nil
+}
+
+// process splits what the process is known by. An earlier program's has no namespace.
+func (o Origin) process() (pid, started, namespace string) {
+	pid, rest, _ := strings.Cut(o.Process, ":")
+	started, namespace, _ = strings.Cut(rest, ":")
+	return pid, started, namespace
 }
 
 // startOf returns when a process began, as the kernel writes it.
@@ -71,7 +86,8 @@ func startOf(pid int) (string, error) {
 	return fields[19], nil
 }
 
-// ended tells whether what ran at the other origin was of this host and runs no more. The own process is not judged.
+// ended tells whether what ran at the other origin was of this host and runs no more. The own process is not judged. Nor
+// are, during one boot, those of other PID namespaces, as of containers that share a machine ID: they cannot be seen.
 func (o Origin) ended(other Origin) bool {
 	if o.Host == "" || other.Host != o.Host || other.Process == o.Process && other.Boot == o.Boot {
 		return false
@@ -79,7 +95,10 @@ func (o Origin) ended(other Origin) bool {
 	if other.Boot != o.Boot {
 		return true
 	}
-	pid, started, _ := strings.Cut(other.Process, ":")
+	pid, started, namespace := other.process()
+	if _, _, own := o.process(); namespace != own {
+		return false
+	}
 	number, err := strconv.Atoi(pid)
 	if err != nil {
 		return true

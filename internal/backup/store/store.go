@@ -41,8 +41,8 @@ type Object struct {
 // may come from every method that meets a full or absent medium; fault.ErrNotFound means the object and nothing else.
 //
 // Names are those that CheckName accepts, prefixes those of CheckPrefix, others are fault.ErrInvalid and never reach
-// the medium. A name must not be a directory of another, as a is of a/b: Put may refuse it with fault.ErrInvalid, and
-// callers must not depend on either.
+// the medium. A name must not be a directory of another, as a is of a/b: Put may refuse it with fault.ErrInvalid, what
+// is read or listed below an object may be fault.ErrCorrupt, and callers must not depend on either.
 //
 // All methods may be called at once, for the same names too, in any number of processes on any number of hosts.
 // They return early with ctx's error when it is done, with nothing changed if it was done before. No method keeps the
@@ -53,17 +53,18 @@ type Store interface {
 	Put(ctx context.Context, name string, data []byte) error
 
 	// Get returns the whole object, or fault.ErrNotFound. What the medium shows in its place and cannot be an object,
-	// as a file larger than MaxSize, is fault.ErrCorrupt.
+	// as a file larger than MaxSize, is fault.ErrCorrupt, and so is what the medium cannot give back.
 	Get(ctx context.Context, name string) ([]byte, error)
 
 	// GetRange returns exactly length bytes from offset on, or fault.ErrNotFound. An object that ends before that is
-	// fault.ErrCorrupt: callers know how long their objects are. A negative offset and a length of less than 1 byte
-	// are fault.ErrInvalid.
+	// fault.ErrCorrupt: callers know how long their objects are. What the medium cannot give back is fault.ErrCorrupt
+	// too. A negative offset and a length of less than 1 byte are fault.ErrInvalid.
 	GetRange(ctx context.Context, name string, offset, length int64) ([]byte, error)
 
 	// List calls fn for every object whose name starts with prefix, by rising names in the order of their bytes, with no
 	// limit to their number. A prefix is a whole directory with its slash, so that "a/1/" does not cover a/10/x, or
-	// empty for all; one without objects lists nothing. Objects that are there from List's beginning to its end are
+	// empty for all; one without objects lists nothing, but one that the medium shows to be no directory is
+	// fault.ErrCorrupt. Objects that are there from List's beginning to its end are
 	// listed once; those put or deleted meanwhile once or not at all, without an error. fn may call the store. An error
 	// of fn ends the listing and is returned as it is.
 	List(ctx context.Context, prefix string, fn func(Object) error) error

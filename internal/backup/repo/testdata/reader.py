@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import struct
 import sys
 
@@ -26,6 +27,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 HOLE = bytes(32)
 CHUNK, NODE, BACKUP, FOOTER = 1, 2, 3, 255
 DATA, META = 1, 2
+SUFFIX = {DATA: "data", META: "meta"}
+TYPES = {DATA: (CHUNK,), META: (NODE, BACKUP)}
+MIB = 1 << 20
+LARGEST = {CHUNK: 4 * MIB, NODE: 34 + 256 * 32, BACKUP: MIB}
+NAME = r"(?!\.)[a-z0-9._-]{1,64}(?<!\.)"  # of a lineage, of a session, of a record
 
 
 class Damaged(Exception):
@@ -48,6 +54,14 @@ def hmac_sha256(key, *parts):
 def derive(secret, salt, use, lineage=None):
     info = "orlop-1 " + use + (" " + lineage if lineage is not None else "")
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=salt, info=info.encode()).derive(secret)
+
+
+def decompress(content, length):
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    plaintext = frame.decompress(content)
+    alone = content[:4] == b"\x28\xb5\x2f\xfd" and frame.eof and not frame.unused_data
+    expect(alone and len(plaintext) == length, "not one zstd frame of that length")
+    return plaintext
 
 
 def read_key(path):
@@ -92,8 +106,12 @@ class Repository:
         with open(os.path.join(self.directory, name), "rb") as file:
             return file.read()
 
-    def names(self, prefix):
-        return sorted(n for n in os.listdir(os.path.join(self.directory, prefix)) if not n.startswith("."))
+    def names(self, prefix, pattern):
+        """Returns what a directory holds, without what is none of the repository's."""
+        return sorted(n for n in os.listdir(os.path.join(self.directory, prefix)) if re.fullmatch(pattern, n))
+
+    def lineages(self):
+        return [n for n in self.names("lineages", NAME) if os.path.isdir(os.path.join(self.directory, "lineages", n))]
 
     def open_sealed(self, key, number, sealed, additional):
         nonce = struct.pack("<I8x", number)
@@ -120,16 +138,18 @@ class Lineage:
         self.id_key = derive(repository.master, repository.id, "id", name)
         self.places = {}
         prefix = f"lineages/{name}/heads"
-        newest = repository.names(prefix)[-1]
-        self.head = Head(name, int(newest), repository.open_object(f"{prefix}/{newest}"))
-        for pack in self.head.packs:
-            self.read_pack(pack)
+        numbers = repository.names(prefix, "[0-9]{16}")
+        expect(numbers, prefix + ": no head")
+        self.head = Head(name, int(numbers[-1]), repository.open_object(f"{prefix}/{numbers[-1]}"))
+        for pack, size in self.head.packs:
+            self.read_pack(pack, size)
 
     def chunk_id(self, kind, level, plaintext):
         return hmac_sha256(self.id_key, struct.pack("<BBQ", kind, level, len(plaintext)), plaintext)
 
-    def read_pack(self, name):
+    def read_pack(self, name, size):
         data = self.repository.get(name)
+        expect(len(data) == size, name + ": another size")
         pack = Pack(self, name, data)
         for entry in pack.entries:
             self.places.setdefault(entry.id, (pack, entry))
@@ -140,7 +160,7 @@ class Lineage:
         expect((entry.kind, entry.level) == (kind, level), f"{wanted.hex()} is something else")
         content = pack.open(entry)
         if entry.flags & 1:
-            content = zstandard.ZstdDecompressor().decompress(content, max_output_size=entry.length)
+            content = decompress(content, entry.length)
         expect(len(content) == entry.length, f"{wanted.hex()} has another length")
         expect(self.chunk_id(kind, level, content) == wanted, f"{wanted.hex()} has another ID")
         return content
@@ -157,7 +177,9 @@ class Lineage:
         at = 34
         for i in range(256):
             if node[2 + i // 8] & (1 << (i % 8)):
-                yield from self.chunks(node[at : at + 32], level - 1, first + i * 256 ** (level - 1))
+                child = node[at : at + 32]
+                expect(child != HOLE, "a tree node with a child that is a hole")
+                yield from self.chunks(child, level - 1, first + i * 256 ** (level - 1))
                 at += 32
         expect(at == len(node) and at > 34, "a tree node of another length")
 
@@ -176,11 +198,16 @@ class Lineage:
 
 
 class Entry:
-    def __init__(self, ordinal, data):
+    def __init__(self, pack_kind, ordinal, data):
         self.ordinal = ordinal
         self.id = data[:32]
         self.kind, self.level, self.flags, zero, self.offset, self.sealed, self.length = struct.unpack("<BBBBIII", data[32:48])
         expect(zero == 0 and self.flags <= 1, "a record with unknown values")
+        expect(self.kind in TYPES[pack_kind], "a record in a pack of another kind")
+        expect(self.level <= 6 and (self.level > 0) == (self.kind == NODE), "a record of another level")
+        expect(1 <= self.length <= LARGEST[self.kind], "a record of another length")
+        content = self.sealed - 16
+        expect(0 < content < self.length if self.flags else content == self.length, "a record that takes another length")
 
 
 class Pack:
@@ -188,13 +215,14 @@ class Pack:
         self.repository, self.data = lineage.repository, data
         expect(data[:8] == b"ORLOPPK1" and data[-40:-32] == b"ORLOPEND", name + ": no pack")
         expect(sha256(data[:-32]) == data[-32:], name + ": wrong checksum")
-        self.kind, cipher, l, s, zero, k, length = struct.unpack("<BBHHHII", data[8:24])
+        self.kind, cipher, l, s, newer, k, length = struct.unpack("<BBHHHII", data[8:24])
+        expect(newer == 0, name + ": too new")
         self.id, repository, salt = data[24:40], data[40:56], data[56:88]
         self.lineage, self.session = data[88 : 88 + l], data[88 + l : 88 + l + s]
-        suffix = {DATA: "data", META: "meta"}[self.kind]
+        suffix = SUFFIX[self.kind]
         own = f"lineages/{self.lineage.decode()}/sessions/{self.session.decode()}/{self.id.hex()}.{suffix}"
         expect(own == name and repository == lineage.repository.id, name + ": holds another pack")
-        expect(length == 88 + l + s + k and zero == 0, name + ": wrong header")
+        expect(length == 88 + l + s + k and k <= 16384, name + ": wrong header")
         expect(cipher == (1 if lineage.repository.encrypted else 2), name + ": wrong cipher")
         offset, footer_length = struct.unpack("<II", data[-48:-40])
         expect(offset + footer_length + 48 == len(data), name + ": wrong trailer")
@@ -202,8 +230,8 @@ class Pack:
         footer = self.unseal(0, data[offset : offset + footer_length], FOOTER, 0, 0, footer_length - 16, HOLE)
         expect(footer[:32] == sha256(data[:length]), name + ": the footer is another header's")
         (count,) = struct.unpack("<I", footer[32:36])
-        expect(len(footer) == 36 + 48 * count and count > 0, name + ": wrong footer")
-        self.entries = [Entry(i + 1, footer[36 + 48 * i : 84 + 48 * i]) for i in range(count)]
+        expect(len(footer) == 36 + 48 * count and 1 <= count <= 16384, name + ": wrong footer")
+        self.entries = [Entry(self.kind, i + 1, footer[36 + 48 * i : 84 + 48 * i]) for i in range(count)]
         at = length
         for entry in self.entries:
             expect(entry.offset == at, name + ": a gap between records")
@@ -234,18 +262,22 @@ class Head:
     def __init__(self, lineage, number, data):
         expect(data[0] == 1 and data[1] <= 1 and data[2:4] == b"\0\0", "a head of another version")
         (length,) = struct.unpack("<I", data[4:8])
-        self.rest = data[8:]
-        if data[1] & 1:
-            self.rest = zstandard.ZstdDecompressor().decompress(self.rest, max_output_size=length)
+        expect(length <= 256 * MIB, "a head that is too long")
+        self.rest = decompress(data[8:], length) if data[1] & 1 else data[8:]
         expect(len(self.rest) == length, "a head of another length")
         expect(self.number("<Q") == number, "another head")
-        self.take(16 + 16 + 8)
-        self.backups = [self.backup() for _ in range(self.number("<I"))]
+        self.take(16)
+        expect((self.take(16) == bytes(16)) == (number == 1), "a head behind no other")
+        self.sequence = self.number("<Q")
+        expect(self.sequence >= 1, "a head without a sequence number")
+        self.backups = [self.backup(lineage) for _ in range(self.number("<I"))]
         for _ in range(self.number("<I")):
             self.take(16 + 16 + 1)
             for _ in range(3):
                 self.take(self.number("<B"))
-            self.take(self.number("<B") * (32 + 8))
+            bases = self.number("<B")
+            expect(bases <= 16, "a session with too many bases")
+            self.take(bases * (32 + 8))
         self.packs = [self.pack(lineage) for _ in range(self.number("<I"))]
         expect(not self.rest, "a head with too many bytes")
 
@@ -257,15 +289,21 @@ class Head:
     def number(self, form):
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def backup(self):
-        record = json.loads(self.take(self.number("<I")))
+    def backup(self, lineage):
+        encoded = self.take(self.number("<I"))
+        record = json.loads(encoded)
         expect(record["min_reader"] <= 1, "a record that is too new")
+        expect(record["hash"] == "hmac-sha-256" and record["compression"] == "zstd", "a record of unknown algorithms")
+        expect(record["lineage"] == lineage and re.fullmatch(NAME, record["record"]), "a record of another lineage, or none")
+        expect(1 <= record["sequence"] < self.sequence, "a record with another sequence")
+        expect(record["chunk_size"] in [1 << n for n in range(16, 23)] and record["size"] >= 1, "a record of another size")
+        expect(len(encoded) <= MIB and not record["created"].startswith("0001-01-01T00:00:00Z"), "a record that cannot be")
         return record
 
     def pack(self, lineage):
-        session, identity, kind = self.take(16).hex(), self.take(16).hex(), self.number("<B")
-        self.take(4)
-        return f"lineages/{lineage}/sessions/{session}/{identity}." + {DATA: "data", META: "meta"}[kind]
+        session, identity, kind, size = self.take(16).hex(), self.take(16).hex(), self.number("<B"), self.number("<I")
+        expect(kind in SUFFIX, "a pack of another kind")
+        return f"lineages/{lineage}/sessions/{session}/{identity}.{SUFFIX[kind]}", size
 
 
 def main():
@@ -281,7 +319,7 @@ def main():
     key = read_key(arguments.key_file) if arguments.key_file else None
     repository = Repository(arguments.directory, key)
     if arguments.command == "list":
-        for name in repository.names("lineages"):
+        for name in repository.lineages():
             for backup in Lineage(repository, name).head.backups:
                 print(f"{name}.{backup['record']}")
         return
@@ -297,5 +335,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (Damaged, InvalidTag, zstandard.ZstdError, OSError) as error:
+    except (Damaged, InvalidTag, zstandard.ZstdError, struct.error, KeyError, ValueError, OSError) as error:
         sys.exit(f"reader.py: {type(error).__name__}: {error}")

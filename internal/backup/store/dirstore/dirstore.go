@@ -60,7 +60,10 @@ func Open(dir string) (*Store, error) {
 		fd, err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
+	var stat unix.Stat_t
 	switch {
+	case isAny(err, unix.ENOTDIR) && unix.Stat(dir, &stat) == nil:
+		return nil, fault.Errorf(fault.ErrNotFound, "backup directory %s: not a directory, but %s", dir, typeOf(stat))
 	case isAny(err, unix.ENOENT, unix.ENOTDIR):
 		return nil, fault.Errorf(fault.ErrNotFound, "backup directory %s: no such directory; is the disk mounted?", dir)
 	case err != nil:
@@ -120,15 +123,32 @@ func (s *Store) read(ctx context.Context, name string, which func(size int64) (o
 			return nil, err
 		}
 		part := data[done:min(done+block, length)]
-		_, err := f.ReadAt(part, offset+done)
+		err := s.kernel.read(f, part, offset+done)
 		if errors.Is(err, io.EOF) { // somebody has cut the file since
 			return nil, store.Truncated(size, offset, length)
 		}
+		if isGone(err) { // another host has deleted it
+			return nil, s.notFound()
+		}
 		if err != nil {
-			return nil, err
+			return nil, unreadable(err)
 		}
 	}
 	return data, nil
+}
+
+// badMedium are the errors of reading what a medium cannot give back.
+var badMedium = []unix.Errno{unix.EIO, unix.EBADMSG, unix.EUCLEAN, unix.EILSEQ, unix.EREMOTEIO}
+
+// unreadable makes an error of reading a file's content fault.ErrCorrupt if it is the medium's: other objects may be
+// good. Of a directory, and of writing, the same numbers tell nothing of any object.
+func unreadable(err error) error {
+	for _, number := range badMedium {
+		if errors.Is(err, number) {
+			return fault.Errorf(fault.ErrCorrupt, "cannot be read: %w", number)
+		}
+	}
+	return err
 }
 
 // openObject opens an object's file and tells its size.
@@ -142,27 +162,34 @@ func (s *Store) openObject(name string) (f *os.File, size int64, err error) {
 	// A named pipe in the place of an object must not hold up the open.
 	f, err = s.kernel.open(w.last(), base, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
-	case isAny(err, unix.ENOENT):
+	case isGone(err):
 		return nil, 0, s.notFound()
-	case isAny(err, unix.ELOOP, unix.ENXIO):
-		return nil, 0, errNotAFile
+	case isAny(err, unix.ELOOP, unix.ENXIO): // a symbolic link, or a socket
+		stat, err := lstat(w.last(), base)
+		return nil, 0, s.notAFile(stat, err)
 	case err != nil:
 		return nil, 0, err
 	}
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case info.IsDir():
-		err = s.notFound()
-	case !info.Mode().IsRegular():
-		err = errNotAFile
-	default:
-		return f, info.Size(), nil
+	var stat unix.Stat_t
+	err = failed("look at", w.last(), base, unix.Fstat(int(f.Fd()), &stat))
+	if err == nil && stat.Mode&unix.S_IFMT == unix.S_IFREG {
+		return f, stat.Size, nil
 	}
-	return nil, 0, errors.Join(err, f.Close())
+	return nil, 0, errors.Join(s.notAFile(stat, err), f.Close())
 }
 
-var errNotAFile = fault.Errorf(fault.ErrCorrupt, "not an object: something else than a file has its name")
+// notAFile is the error of an object whose name is something else's, given what was seen of that.
+func (s *Store) notAFile(stat unix.Stat_t, err error) error {
+	switch {
+	case isGone(err):
+		return s.notFound()
+	case err != nil:
+		return err
+	case stat.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return fault.Errorf(fault.ErrNotFound, "not found: its name is that of %s", typeOf(stat))
+	}
+	return fault.Errorf(fault.ErrCorrupt, "not an object, but %s: only a file is taken for one", typeOf(stat))
+}
 
 // Delete removes the file, and the directories that become empty by it. Those cannot be removed under a Put that is
 // about to use one: rmdir(2) fails if the Put has linked its file, and else the Put finds the directory gone and makes
@@ -176,15 +203,17 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	dir, base := split(name)
 	w, err := s.walk(dir)
-	if fault.Is(err, fault.ErrNotFound) {
+	if fault.Is(err, fault.ErrNotFound) || fault.Is(err, fault.ErrCorrupt) { // below what is no directory is no object
 		return nil
 	}
 	if err != nil {
 		return judged("delete", name, err)
 	}
 	defer w.close()
-	if err := s.kernel.unlink(w.last(), base); err != nil && !isAny(err, unix.ENOENT, unix.EISDIR) {
-		return judged("delete", name, err)
+	if err := s.kernel.unlink(w.last(), base); err != nil && !isAny(err, unix.EISDIR) {
+		if err := s.unlessGone(err); err != nil {
+			return judged("delete", name, err)
+		}
 	}
 	for i := len(w) - 1; i > 0; i-- {
 		if s.kernel.rmdir(w[i-1], filepath.Base(w[i].Name())) != nil {

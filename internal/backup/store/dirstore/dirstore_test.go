@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +21,13 @@ func TestOpenMakesNothing(t *testing.T) {
 	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{dir + "/missing", dir + "/missing/below", dir + "/file"} {
-		if _, err := dirstore.Open(path); !fault.Is(err, fault.ErrNotFound) {
+	for path, want := range map[string]string{
+		dir + "/missing":       "is the disk mounted?",
+		dir + "/missing/below": "is the disk mounted?",
+		dir + "/file/below":    "is the disk mounted?",
+		dir + "/file":          "not a directory, but a file",
+	} {
+		if _, err := dirstore.Open(path); !fault.Is(err, fault.ErrNotFound) || !strings.HasSuffix(err.Error(), want) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -117,7 +123,7 @@ func TestSymbolicLinksAreNotFollowed(t *testing.T) {
 		}
 	}
 	s := open(t, dir)
-	if got, err := s.Get(t.Context(), "link/file"); !fault.Is(err, fault.ErrNotFound) {
+	if got, err := s.Get(t.Context(), "link/file"); !fault.Is(err, fault.ErrCorrupt) {
 		t.Errorf("get through a directory: %q, %v", got, err)
 	}
 	if got, err := s.Get(t.Context(), "object"); !fault.Is(err, fault.ErrCorrupt) {
@@ -142,6 +148,39 @@ func TestSymbolicLinksAreNotFollowed(t *testing.T) {
 	}
 }
 
+// A directory that somebody moved to another disk and left a link to is not an empty one.
+func TestWhatIsInTheWayOfObjectsIsNotAnEmptyDirectory(t *testing.T) {
+	for what, replace := range map[string]func(path string) error{
+		"a symbolic link": func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.Symlink(path+".old", path))
+		},
+		"a file":       func(path string) error { return errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600)) },
+		"a named pipe": func(path string) error { return errors.Join(os.RemoveAll(path), unix.Mkfifo(path, 0o600)) },
+	} {
+		for _, directory := range []string{"a", "a/b"} {
+			dir := t.TempDir()
+			s := open(t, dir)
+			if err := s.Put(t.Context(), "a/b/c", nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := replace(filepath.Join(dir, directory)); err != nil {
+				t.Fatal(err)
+			}
+			_, getErr := s.Get(t.Context(), "a/b/c")
+			_, rangeErr := s.GetRange(t.Context(), "a/b/c", 0, 1)
+			for method, err := range map[string]error{
+				"list":  s.List(t.Context(), "a/b/", func(store.Object) error { return nil }),
+				"get":   getErr,
+				"range": rangeErr,
+			} {
+				if !fault.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), dir+"/"+directory+": not a directory, but "+what) {
+					t.Errorf("%s is %s: %s: %v", directory, what, method, err)
+				}
+			}
+		}
+	}
+}
+
 func TestTemporaryDirectoryMayNotLeadElsewhere(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
 	if err := os.Symlink(outside, dir+"/tmp~"); err != nil {
@@ -157,15 +196,22 @@ func TestTemporaryDirectoryMayNotLeadElsewhere(t *testing.T) {
 
 func TestStrangeFilesAreCorruptAndDoNotBlock(t *testing.T) {
 	dir := t.TempDir()
-	err := errors.Join(unix.Mkfifo(dir+"/pipe", 0o600), os.WriteFile(dir+"/huge", nil, 0o600), os.Truncate(dir+"/huge", 1<<40))
+	err := errors.Join(
+		unix.Mkfifo(dir+"/pipe", 0o600), unix.Mknod(dir+"/socket", unix.S_IFSOCK|0o600, 0), os.Symlink("huge", dir+"/link"),
+		os.WriteFile(dir+"/huge", nil, 0o600), os.Truncate(dir+"/huge", 1<<40), os.Mkdir(dir+"/directory", 0o700))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := open(t, dir)
-	for _, name := range []string{"pipe", "huge"} {
-		if _, err := s.Get(t.Context(), name); !fault.Is(err, fault.ErrCorrupt) {
+	for name, want := range map[string]string{
+		"pipe": "a named pipe", "socket": "a socket", "link": "a symbolic link", "huge": "1099511627776 bytes",
+	} {
+		if _, err := s.Get(t.Context(), name); !fault.Is(err, fault.ErrCorrupt) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := s.Get(t.Context(), "directory"); !fault.Is(err, fault.ErrNotFound) || !strings.Contains(err.Error(), "a directory") {
+		t.Errorf("a directory: %v", err)
 	}
 	if got := listed(t, s); !slices.Equal(got, []string{"huge"}) {
 		t.Errorf("listed %q", got)

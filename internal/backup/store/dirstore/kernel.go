@@ -8,9 +8,12 @@ import (
 )
 
 // kernel is every effect that a Store has on its directory, so that tests can cut one short, fail one, or look at their
-// order. Names are single segments in dir, and symbolic links are never followed.
+// order, and what it reads. Names are single segments in dir, and symbolic links are never followed.
 type kernel interface {
 	open(dir *os.File, name string, flags int) (*os.File, error)
+	read(f *os.File, b []byte, offset int64) error // io.EOF if the file ends before b is full
+	names(dir *os.File) ([]string, error)          // what is in dir, which nobody has read yet
+	links(dir *os.File) (uint32, error)            // how many names dir has, as the file server says now
 	mkdir(dir *os.File, name string) error
 	write(f *os.File, b []byte) error
 	sync(f *os.File) error
@@ -34,6 +37,23 @@ func (linux) open(dir *os.File, name string, flags int) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+func (linux) read(f *os.File, b []byte, offset int64) error {
+	_, err := f.ReadAt(b, offset)
+	return err
+}
+
+func (linux) names(dir *os.File) ([]string, error) { return dir.Readdirnames(-1) }
+
+func (linux) links(dir *os.File) (uint32, error) {
+	const ask = unix.AT_EMPTY_PATH | unix.AT_STATX_FORCE_SYNC // a network filesystem remembers for a while
+	var stat unix.Statx_t
+	err := uninterrupted(func() error { return unix.Statx(int(dir.Fd()), "", ask, unix.STATX_NLINK, &stat) })
+	if err != nil {
+		return 0, &os.PathError{Op: "look at", Path: dir.Name(), Err: err}
+	}
+	return stat.Nlink, nil
 }
 
 func (linux) mkdir(dir *os.File, name string) error {

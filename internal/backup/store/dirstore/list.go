@@ -42,7 +42,7 @@ func (s *Store) listBelow(ctx context.Context, prefix string, fn func(store.Obje
 	}
 	dir, err := s.kernel.open(w.last(), ".", openDirectory) // the root's position is shared by all
 	if err != nil {
-		return err
+		return s.unlessGone(err)
 	}
 	defer dir.Close()
 	return s.list(ctx, dir, prefix, fn)
@@ -73,11 +73,11 @@ func (s *Store) list(ctx context.Context, dir *os.File, prefix string, fn func(s
 
 func (s *Store) listDirectory(ctx context.Context, parent *os.File, e entry, prefix string, fn func(store.Object) error) error {
 	dir, err := s.kernel.open(parent, strings.TrimSuffix(e.key, "/"), openDirectory)
-	if isAny(err, unix.ENOENT, unix.ENOTDIR) { // a Delete has removed it
+	if isAny(err, unix.ENOTDIR, unix.ELOOP) { // a Delete has removed it, and a Put has taken its name
 		return nil
 	}
 	if err != nil {
-		return err
+		return s.unlessGone(err)
 	}
 	defer dir.Close()
 	return s.list(ctx, dir, prefix+e.key, fn)
@@ -94,8 +94,8 @@ func (e entry) directory() bool { return strings.HasSuffix(e.key, "/") }
 
 // entries returns what is in a directory, in order, leaving out what cannot be an object or hold any.
 func (s *Store) entries(ctx context.Context, dir *os.File) ([]entry, error) {
-	names, err := dir.Readdirnames(-1)
-	if err != nil && !isAny(err, unix.ENOENT) { // a Delete has removed it
+	names, err := s.kernel.names(dir)
+	if err := s.unlessGone(err); err != nil {
 		return nil, err
 	}
 	var entries []entry
@@ -108,9 +108,10 @@ func (s *Store) entries(ctx context.Context, dir *os.File) ([]entry, error) {
 		}
 		stat, err := lstat(dir, name)
 		switch {
-		case isAny(err, unix.ENOENT): // deleted meanwhile
 		case err != nil:
-			return nil, err
+			if err := s.unlessGone(err); err != nil {
+				return nil, err
+			}
 		case stat.Mode&unix.S_IFMT == unix.S_IFREG:
 			entries = append(entries, entry{name, stat.Size})
 		case stat.Mode&unix.S_IFMT == unix.S_IFDIR:

@@ -3,7 +3,6 @@ package dirstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +46,7 @@ func (s *Store) publish(temp temporary, name string) error {
 	dir, base := split(name)
 	for attempt := 1; ; attempt++ {
 		err := s.publishIn(dir, base, temp)
-		if !isAny(err, unix.ENOENT) || attempt == attempts {
+		if !isGone(err) || attempt == attempts {
 			return err
 		}
 		// A Delete has removed the directory, or a sweep has removed the temporary file, or somebody the root.
@@ -119,12 +118,12 @@ func (s *Store) writeTemporary(ctx context.Context, tmp *os.File, data []byte) (
 		err = s.kernel.sync(f)
 	}
 	if err == nil {
-		err = unix.Fstat(int(f.Fd()), &temp.stat)
+		err = failed("look at", tmp, temp.name, unix.Fstat(int(f.Fd()), &temp.stat))
 	}
 	// Some filesystems tell only now of what they could not keep.
 	if err = errors.Join(err, f.Close()); err != nil {
 		_ = s.kernel.unlink(tmp, temp.name) // or a sweep will
-		return temp, fmt.Errorf("write %s: %w", f.Name(), err)
+		return temp, err
 	}
 	s.sweep.Do(func() { s.removeStale(temp) })
 	return temp, nil

@@ -277,6 +277,23 @@ func TestFailuresNameThePathAndHaveTheirKind(t *testing.T) {
 	}
 }
 
+func TestFullDiskIsToldOnceWithTheObjectsName(t *testing.T) {
+	dir := t.TempDir()
+	s, w := openWatched(t, dir, nil)
+	w.kernel = full{linux{}}
+	err := s.Put(t.Context(), "a/b", []byte("x"))
+	if err == nil || !strings.HasPrefix(err.Error(), "put a/b: write "+dir+"/tmp~/") || strings.Count(err.Error(), "write") != 1 {
+		t.Errorf("got %v", err)
+	}
+}
+
+// full is a kernel that writes nothing.
+type full struct{ kernel }
+
+func (full) write(f *os.File, _ []byte) error {
+	return &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
+}
+
 // broken is a kernel that makes no directories.
 type broken struct {
 	kernel

@@ -34,7 +34,7 @@ func (t temporary) isAt(dir *os.File, name string) bool {
 // present fails if the file lost its own name, which Put needs.
 func (t temporary) present() error {
 	_, err := lstat(t.dir, t.name)
-	if isAny(err, unix.ENOENT) {
+	if isGone(err) {
 		return fmt.Errorf("%w: somebody has removed the temporary file", err)
 	}
 	return err
@@ -43,7 +43,7 @@ func (t temporary) present() error {
 // openTemporary opens the directory of temporary files, which it makes if need be.
 func (s *Store) openTemporary() (*os.File, error) {
 	tmp, err := s.openMaking(s.root, temporaryDir)
-	if isAny(err, unix.ENOENT) {
+	if isGone(err) {
 		err = errors.Join(s.present(), err)
 	}
 	return tmp, err

@@ -36,22 +36,47 @@ func segments(dir string) []string {
 
 const openDirectory = unix.O_RDONLY | unix.O_DIRECTORY
 
-// walk opens the directories down to dir. It fails with fault.ErrNotFound where one is not there.
+// walk opens the directories down to dir. It fails with fault.ErrNotFound where one is not there, and with
+// fault.ErrCorrupt where something else has its name: what is stored below must not pass for deleted.
 func (s *Store) walk(dir string) (way, error) {
 	w := way{s.root}
 	for _, segment := range segments(dir) {
 		next, err := s.kernel.open(w.last(), segment, openDirectory)
+		switch {
+		case isGone(err):
+			err = s.notFound()
+		case isAny(err, unix.ENOTDIR, unix.ELOOP):
+			err = s.notADirectory(w.last(), segment)
+		}
 		if err != nil {
 			w.close()
-			if isAny(err, unix.ENOENT, unix.ENOTDIR) {
-				err = s.notFound()
-			}
 			return nil, err
 		}
 		w = append(w, next)
 	}
 	return w, nil
 }
+
+// notADirectory is the error of a name on the way to objects that was seen to be no directory's. If nothing or a
+// directory has the name by now, others are deleting and putting there, and nothing was below it.
+func (s *Store) notADirectory(parent *os.File, name string) error {
+	stat, err := lstat(parent, name)
+	switch {
+	case isGone(err) || err == nil && stat.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return s.notFound()
+	case err != nil:
+		return err
+	}
+	return fault.Errorf(fault.ErrCorrupt, "%s/%s: not a directory, but %s", parent.Name(), name, typeOf(stat))
+}
+
+// types are the words for what a name may be of.
+var types = map[uint32]string{
+	unix.S_IFREG: "a file", unix.S_IFDIR: "a directory", unix.S_IFLNK: "a symbolic link", unix.S_IFIFO: "a named pipe",
+	unix.S_IFSOCK: "a socket", unix.S_IFCHR: "a device", unix.S_IFBLK: "a device",
+}
+
+func typeOf(stat unix.Stat_t) string { return types[stat.Mode&unix.S_IFMT] }
 
 // notFound is the error of an object that is not there.
 func (s *Store) notFound() error {
@@ -61,19 +86,32 @@ func (s *Store) notFound() error {
 	return fault.Errorf(fault.ErrNotFound, "not found")
 }
 
+// isGone tells whether err is one of what is there no more. NFS says ESTALE of what another host has removed, and of
+// everything if the root is: who meets it asks whether that is present.
+func isGone(err error) bool { return isAny(err, unix.ENOENT, unix.ESTALE) }
+
+// unlessGone returns err, but nil if that says that something below the root is there no more.
+func (s *Store) unlessGone(err error) error {
+	if isGone(err) {
+		return s.present()
+	}
+	return err
+}
+
 // present fails with fault.ErrUnreachable if somebody has removed the root: it must not pass for an empty store.
 func (s *Store) present() error {
-	var stat unix.Stat_t
-	if err := uninterrupted(func() error { return unix.Fstat(int(s.root.Fd()), &stat) }); err != nil {
-		return &os.PathError{Op: "look at", Path: s.root.Name(), Err: err}
+	links, err := s.kernel.links(s.root)
+	if err != nil {
+		return err
 	}
-	if stat.Nlink == 0 {
+	if links == 0 {
 		return fault.Errorf(fault.ErrUnreachable, "backup directory %s: somebody has removed it", s.root.Name())
 	}
 	return nil
 }
 
-// walkMaking is walk, but makes the directories that are not there. A directory that is removed meanwhile is ENOENT.
+// walkMaking is walk, but makes the directories that are not there. A directory that is removed meanwhile is ENOENT or
+// ESTALE.
 func (s *Store) walkMaking(dir string) (way, error) {
 	w := way{s.root}
 	for _, segment := range segments(dir) {
@@ -95,7 +133,7 @@ func (s *Store) openMaking(parent *os.File, name string) (*os.File, error) {
 		}
 		dir, err = s.kernel.open(parent, name, openDirectory)
 	}
-	if isAny(err, unix.ENOTDIR) {
+	if isAny(err, unix.ENOTDIR, unix.ELOOP) {
 		return nil, fault.Errorf(fault.ErrInvalid, "%w: an object or a symbolic link is in the way", err)
 	}
 	return dir, err

@@ -158,9 +158,27 @@ func missingObjectsAreNotFound(s *suite) {
 	s.absent("no/such/directory")
 	s.put("there/is", []byte("one"))
 	s.absent("there/isnt")
-	s.absent("there/is/below")
 	s.lists("no/such/")
-	s.lists("there/is/")
+}
+
+func belowAnObjectIsNothing(s *suite) {
+	s.put("there/is", []byte("one"))
+	_, getErr := s.Get(s.Context(), "there/is/below")
+	_, rangeErr := s.GetRange(s.Context(), "there/is/below", 0, 1)
+	for _, err := range []error{getErr, rangeErr} {
+		if !fault.Is(err, fault.ErrCorrupt) {
+			s.kind(err, fault.ErrNotFound, "get below an object")
+		}
+	}
+	objects, err := list(s.Context(), s.other, "there/is/")
+	if err != nil {
+		s.kind(err, fault.ErrCorrupt, "list below an object")
+	}
+	if len(objects) > 0 {
+		s.Fatalf("below an object there is %v", objects)
+	}
+	s.ok(s.Delete(s.Context(), "there/is/below"))
+	s.lists("", "there/is")
 }
 
 func directoriesAreNotObjects(s *suite) {
@@ -207,7 +225,6 @@ func listIsOfOneDirectory(s *suite) {
 	s.lists("a/10/", "a/10/x")
 	s.lists("a/", "a/1-", "a/1.x", "a/1/x", "a/1/y/z", "a/10/x")
 	s.lists("a/1/y/", "a/1/y/z")
-	s.lists("a/1/x/")
 	s.lists("", "a/1-", "a/1.x", "a/1/x", "a/1/y/z", "a/10/x", "a2/1/x", "b/1/x")
 }
 

@@ -53,6 +53,7 @@ var cases = []struct {
 	{"RangesAreExact", rangesAreExact},
 	{"RangePastTheEndIsCorrupt", rangePastTheEndIsCorrupt},
 	{"MissingObjectsAreNotFound", missingObjectsAreNotFound},
+	{"BelowAnObjectIsNothing", belowAnObjectIsNothing},
 	{"DirectoriesAreNotObjects", directoriesAreNotObjects},
 	{"DeleteConverges", deleteConverges},
 	{"DeletedNameCanBeTakenAgain", deletedNameCanBeTakenAgain},
