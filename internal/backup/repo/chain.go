@@ -80,6 +80,9 @@ func (c *chain) errBusy() error {
 func (c *chain) get(ctx context.Context, number uint64) (*Head, error) {
 	name := HeadName(c.lineage.name, number)
 	object, err := c.repository.objects.Get(ctx, name)
+	if fault.Is(err, fault.ErrCorrupt) {
+		return nil, c.damaged(err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"os"
@@ -543,5 +544,51 @@ func TestRestoreToFileTouchesNobodysFile(t *testing.T) {
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// The medium cannot give an object back.
+func TestUnreadableObjectIsDamageOfThatObject(t *testing.T) {
+	s := newStock(t, true)
+	names := []string{ConfigName, HeadName("lineage-a", 3), HeadName("lineage-a", 2)}
+	for _, p := range s.packsOf("lineage-a") {
+		names = append(names, p.Name.String())
+	}
+	for _, name := range names {
+		faults := storetest.NewFaults(s.objects.Clone())
+		unreadable := func(*storetest.Request, func() error) error {
+			return fault.Errorf(fault.ErrCorrupt, "get %s: cannot be read: input/output error", name)
+		}
+		faults.On(storetest.Get, name, 0, unreadable)
+		faults.On(storetest.GetRange, name, 0, unreadable)
+		r, err := Open(t.Context(), faults, s.key)
+		if err != nil {
+			t.Errorf("%s: open: %v", name, err)
+			continue
+		}
+		report, err := r.Verify(t.Context(), VerifyOptions{Data: true})
+		if err != nil || !slices.ContainsFunc(report.Findings, func(f Finding) bool { return f.Object == name }) {
+			t.Errorf("%s: verify: %+v, %v", name, report.Findings, err)
+		}
+		if steps, err := Repair(t.Context(), faults, s.key, RepairOptions{DryRun: true}); err != nil || len(steps) == 0 {
+			t.Errorf("%s: repair: %v, %v", name, steps, err)
+		}
+	}
+}
+
+func TestLostConfigOfANewerRepositoryIsNotMadeByAnOldProgram(t *testing.T) {
+	s := newStock(t, true)
+	packs := s.packsOf("lineage-b")
+	newer := s.hurt(ConfigName, nil).hurt(packs[len(packs)-1].Name.String(), func(pack []byte) []byte {
+		pack[14] = 1
+		sum := sha256.Sum256(pack[:len(pack)-sha256.Size])
+		return append(pack[:len(pack)-sha256.Size], sum[:]...)
+	})
+	before := newer.objects.Names()
+	if steps, err := Repair(t.Context(), newer.objects, s.key, RepairOptions{}); !fault.Is(err, fault.ErrUnsupported) || len(steps) > 0 {
+		t.Errorf("%v, %v", steps, err)
+	}
+	if !slices.Equal(before, newer.objects.Names()) {
+		t.Error("something was written")
 	}
 }

@@ -113,6 +113,9 @@ func (f *repairer) config(ctx context.Context) error {
 	if damage == nil {
 		return nil
 	}
+	if err := f.readable(ctx); err != nil {
+		return err
+	}
 	problem, _, _ := strings.Cut(damage.Error(), "; ")
 	return f.step(Step{Object: ConfigName, Problem: problem, Action: "make it anew from what stands in the packs"}, func() error {
 		object, err := rebuiltConfig(f.repository.keys)
@@ -130,10 +133,26 @@ func (f *repairer) config(ctx context.Context) error {
 	})
 }
 
+// readable fails with fault.ErrUnsupported if a pack says that this program is too old for the repository: then the config
+// did so too, and one that does not would let old programs write.
+func (f *repairer) readable(ctx context.Context) error {
+	return f.repository.objects.List(ctx, lineagesPrefix, func(o store.Object) error {
+		name, err := ParsePackName(o.Name)
+		if err != nil {
+			return nil
+		}
+		lineage, err := f.repository.keys.Lineage(name.Lineage)
+		if err == nil {
+			_, _, err = lineage.ReadFooter(ctx, f.repository.objects, o.Name, o.Size)
+		}
+		return unsupported(err)
+	})
+}
+
 // rebuiltConfig returns the object of a config for what a keyring opens.
 func rebuiltConfig(keys *Keyring) ([]byte, error) {
 	config := Config{
-		Magic: configMagic, Format: Format, MinReader: 1, Features: []string{}, Repository: keys.repository, Hash: hashHMAC,
+		Magic: configMagic, Format: Format, MinReader: minReader, Features: []string{}, Repository: keys.repository, Hash: hashHMAC,
 		Cipher: cipherMAC, Compression: compressionZstd, ChunkMin: MinChunk, ChunkMax: MaxChunk, Slots: []Slot{},
 	}
 	if keys.encrypted {

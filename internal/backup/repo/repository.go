@@ -140,6 +140,9 @@ func Open(ctx context.Context, objects store.Store, key *Key, opts ...Option) (*
 		}
 		return openPacks(ctx, objects, key, err, opts)
 	}
+	if fault.Is(err, fault.ErrCorrupt) {
+		return openPacks(ctx, objects, key, err, opts)
+	}
 	if !fault.Is(err, fault.ErrNotFound) {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
