@@ -55,6 +55,7 @@ func (c *chain) compact(ctx context.Context, threshold float64) (Compacted, erro
 		return Compacted{}, err
 	}
 	defer session.release()
+	defer session.beat(ctx)()
 	w := &compactor{chain: c, session: session, threshold: threshold}
 	_, wrote, err := c.change(ctx, h, func(h *Head) (*Head, error) { return w.swap(ctx, h) })
 	if err != nil {

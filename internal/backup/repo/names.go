@@ -141,3 +141,8 @@ func CheckLabel(label string) error {
 	}
 	return nil
 }
+
+// BeatName is the name of an object by which a session shows that its owner is alive.
+func BeatName(lineage, session string, id ID) string {
+	return SessionPrefix(lineage, session) + id.String() + ".beat"
+}

@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"orlop/internal/backup/store"
@@ -269,4 +271,45 @@ func TestBackupWhoseRecordCannotBeStoredUploadsNothing(t *testing.T) {
 	if !slices.Equal(before, objects.Names()) {
 		t.Error("something was uploaded")
 	}
+}
+
+// slowSource takes days for its first chunk.
+type slowSource struct {
+	*sparse
+
+	once sync.Once
+}
+
+func (s *slowSource) ReadAt(p []byte, offset int64) (int, error) {
+	s.once.Do(func() { time.Sleep(50 * time.Hour) })
+	return s.sparse.ReadAt(p, offset)
+}
+
+func TestWriterThatUploadsNothingShowsThatItIsAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		objects := storetest.NewMemory()
+		r := newTestRepository(t, objects, nil)
+		v := volumeWith(map[int64]byte{0: 1})
+		spec := specOf(v, nil, nil)
+		spec.Source = &slowSource{sparse: v}
+		w := mustBackup(t, r, spec)
+		beats := 0
+		for _, name := range objects.Names() {
+			if strings.HasSuffix(name, ".beat") {
+				beats++
+			}
+		}
+		if beats != 8 {
+			t.Errorf("%d beats in 50 hours", beats)
+		}
+		if _, err := r.Collect(t.Context(), testLineage, nil); err != nil {
+			t.Error(err)
+		}
+		if left := slices.ContainsFunc(objects.Names(), func(name string) bool { return strings.HasSuffix(name, ".beat") }); left {
+			t.Error("beats are left when the session is over")
+		}
+		if err := restoresTo(t, r, w.Backup, v); err != nil {
+			t.Error(err)
+		}
+	})
 }

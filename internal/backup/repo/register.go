@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"orlop/internal/backup/store"
 	"orlop/internal/fault"
@@ -200,6 +201,35 @@ func (s *registered) upload(ctx context.Context, pack Pack) error {
 		}
 	}
 	return fmt.Errorf("upload %s: %w", name, err)
+}
+
+// beatEvery is how often a writer shows that it is alive, also while it finds nothing to upload. Nobody should take a session
+// for stalled in less than a few times as long.
+const beatEvery = 6 * time.Hour
+
+// beat puts small objects under the session from time to time until stop is called. One that fails is not missed.
+func (s *registered) beat(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(beatEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if id, err := s.chain.draw(); err == nil {
+				_ = s.chain.repository.objects.Put(ctx, BeatName(s.chain.lineage.name, s.Name(), id), []byte{1})
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // mine tells by a head whether the session is registered and the run's own.

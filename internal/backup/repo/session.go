@@ -116,8 +116,8 @@ type Stall struct {
 
 // Stalled returns what tells of the sessions of a lineage whether nothing was uploaded under them for a while, by the
 // host's clock that nobody sets, as far as this host looked: it begins to count when it is asked for the first time, and
-// anew after a boot. It is for Collect, and fails with fault.ErrUnsupported if the repository has no memory. A writer
-// that finds nothing to upload for so long is taken for dead, and begins anew.
+// anew after a boot. It is for Collect, and fails with fault.ErrUnsupported if the repository has no memory. Writers that
+// are alive put something there every 6 hours.
 func (r *Repository) Stalled(ctx context.Context, lineage string, after time.Duration) (func(*Session) bool, error) {
 	memory := r.options.memory
 	if memory == nil {

@@ -131,6 +131,7 @@ func (w *writer) write(ctx context.Context) (*Written, error) {
 		return nil, err
 	}
 	defer session.release()
+	defer session.beat(ctx)()
 	w.session, w.adopted = session, len(session.packs) > 0
 	// Only what the session protects is a base.
 	for _, tree := range session.Bases {

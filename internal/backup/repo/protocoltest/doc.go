@@ -57,7 +57,8 @@
 // Who knows a head may start Change from it without reading: the Put proves that it is the newest. A commit to a
 // head that did not move is then one Put and one list. But what needs no Put ("nothing to do", "fenced") is
 // concluded only from a head that was read after Change began; and a collection reads its head in any case (rule 3).
-// To init is to write head 1 by Change, from the empty state. The newest head is never deleted, not even with the
+// To init is to write head 1 by Change, from the empty state: no heads, and nothing under sessions/. With packs and no heads
+// the lineage is damaged, and nobody writes to it. The newest head is never deleted, not even with the
 // last record.
 //
 // # The rules
@@ -133,7 +134,7 @@
 //
 // Compact: register a session without bases. Change: if the session is gone, the own packs are live (done) or not
 // (fenced). Mark as a collection does, choose partly dead packs once, keep those that are still live; upload what is
-// marked in them and neither in own packs nor in live packs that stay; next: the chosen packs out, own packs in,
+// marked in them and neither in own packs nor, readable, in live packs that stay; next: the chosen packs out, own packs in,
 // session removed. When the head moved, mark again, and upload what has come to be needed. The next collection
 // deletes.
 //
