@@ -65,7 +65,7 @@ func Repair(ctx context.Context, objects store.Store, key *Key, o RepairOptions)
 	if err := f.config(ctx); err != nil {
 		return f.steps, err
 	}
-	lineages, err := r.Lineages(ctx)
+	lineages, err := r.lineages(ctx, o.Memory)
 	if err != nil {
 		return f.steps, err
 	}

@@ -270,7 +270,11 @@ func (r *Repository) Damage() error { return r.damage }
 
 // Lineages returns the names of all lineages, in order: those that are there, and those that were when this host looked last,
 // since no lineage ever goes. It lists all objects.
-func (r *Repository) Lineages(ctx context.Context) (names []string, err error) {
+func (r *Repository) Lineages(ctx context.Context) ([]string, error) {
+	return r.lineages(ctx, r.options.memory)
+}
+
+func (r *Repository) lineages(ctx context.Context, memory Memory) (names []string, err error) {
 	err = r.objects.List(ctx, lineagesPrefix, func(o store.Object) error {
 		name, _, _ := strings.Cut(strings.TrimPrefix(o.Name, lineagesPrefix), "/")
 		if CheckLabel(name) == nil && (len(names) == 0 || names[len(names)-1] != name) {
@@ -281,7 +285,7 @@ func (r *Repository) Lineages(ctx context.Context) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if memory := r.options.memory; memory != nil {
+	if memory != nil {
 		known, err := memory.Recall()
 		if err != nil {
 			return nil, err
