@@ -224,3 +224,37 @@ func TestLostConfigOfANewerRepositoryIsNotMadeByAnOldProgram(t *testing.T) {
 		t.Error("something was written")
 	}
 }
+
+// A pack's end is gone, and with it the list of what the pack holds; this host knows the list.
+func TestRepairSavesRecordsOfAPackWithoutItsEnd(t *testing.T) {
+	objects, key, cache := storetest.NewMemory(), newTestKey(t), t.TempDir()
+	newTestRepository(t, objects, key)
+	v := volumeWith(map[int64]byte{0: 1, 1: 2, 299: 3})
+	w := mustBackup(t, openCached(t, objects, key, cache), specOf(v, nil, nil))
+	for _, name := range objects.Names() {
+		if strings.Contains(name, "/sessions/") {
+			storetest.Tamper(t, objects, name, func(data []byte) []byte { return data[:len(data)-3*trailerSize] })
+		}
+	}
+	verify := func() []Finding {
+		report, err := openCached(t, objects, key, cache).Verify(t.Context(), VerifyOptions{Data: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report.Findings
+	}
+	for _, f := range verify() {
+		if len(f.Backups) > 0 {
+			t.Errorf("%+v", f)
+		}
+	}
+	if steps, err := Repair(t.Context(), objects, key, RepairOptions{Cache: cache}); err != nil || len(steps) != 2 {
+		t.Errorf("%v, %v", steps, err)
+	}
+	if found := verify(); len(found) > 0 {
+		t.Errorf("after repair: %+v", found)
+	}
+	if err := restoresTo(t, openCached(t, objects, key, t.TempDir()), w.Backup, v); err != nil { // as another host
+		t.Error(err)
+	}
+}

@@ -18,6 +18,7 @@ type RepairOptions struct {
 	DropDamaged bool
 
 	At     string // how users name the destination
+	Cache  string // this host's directory for CacheIn, for lists of records that are damaged in their packs; may be empty
 	Memory Memory // what this host remembers of the repository, to be told that an older state is the right one; may be nil
 }
 
@@ -54,7 +55,7 @@ type repairer struct {
 //
 // It fails as Open does where Open has no remedy.
 func Repair(ctx context.Context, objects store.Store, key *Key, o RepairOptions) ([]Step, error) {
-	r, err := Open(ctx, objects, key, At(o.At))
+	r, err := Open(ctx, objects, key, At(o.At), CacheIn(o.Cache))
 	if err != nil {
 		return nil, err
 	}

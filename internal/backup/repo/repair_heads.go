@@ -56,7 +56,7 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 	if err != nil {
 		return err
 	}
-	check, err := newLineageCheck(ctx, c.lineage, f.repository.objects, nil, nil)
+	check, err := newLineageCheck(ctx, c, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -198,7 +198,7 @@ func (f *repairer) found(ctx context.Context, c *chain, h *Head) (next *Head, lo
 	if err != nil {
 		return nil, nil, err
 	}
-	check, err := newLineageCheck(ctx, c.lineage, f.repository.objects, nil, next.Live)
+	check, err := newLineageCheck(ctx, c, nil, next.Live)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -48,7 +48,7 @@ func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
 		return err
 	}
 	d := &damagedPacks{head: h, drop: map[PackName]bool{}, lost: map[string]bool{}}
-	if d.check, err = newLineageCheck(ctx, c.lineage, f.repository.objects, h.Backups(), h.Live); err != nil {
+	if d.check, err = newLineageCheck(ctx, c, h.Backups(), h.Live); err != nil {
 		return err
 	}
 	if err := d.check.each(ctx, slices.Collect(maps.Keys(d.check.packs)), (*packCheck).checkWhole, nil); err != nil {
@@ -208,7 +208,7 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 	if err != nil {
 		return nil, err
 	}
-	_, _, err = c.lineage.SalvagePack(name.String(), data, func(e Entry, plaintext []byte, err error) error {
+	save := func(e Entry, plaintext []byte, err error) error {
 		if err != nil {
 			return nil // it is lost
 		}
@@ -217,7 +217,12 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 		payload, kept.flags = compressor.compress(nil, plaintext)
 		w.add(kept, payload)
 		return nil
-	})
+	}
+	if p.cached != nil {
+		err = d.check.openCached(p.cached, data, save)
+	} else {
+		_, _, err = c.lineage.SalvagePack(name.String(), data, save)
+	}
 	if err != nil || len(w.entries) == 0 {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -21,6 +22,7 @@ type packCheck struct {
 	problem error             // nil if the pack is as it was written, as far as was looked
 	missing bool              // the object is not there
 	known   bool              // its list of records was read, and is in the index
+	cached  *Pack             // its list of records as this host knows it, if the pack's own is damaged
 	wrong   map[ChunkID]error // its records that do not open
 	read    bool              // as a whole
 	size    int64             // of the object, as its head says
@@ -37,6 +39,7 @@ func (p *packCheck) bad(id ChunkID) error {
 
 // lineageCheck checks the packs of one head, and the trees of its records.
 type lineageCheck struct {
+	chain   *chain
 	lineage *Lineage
 	objects store.Store
 	backups []*Backup
@@ -46,11 +49,15 @@ type lineageCheck struct {
 
 	known map[ChunkID][]string // nodes that were walked: what is wrong below them
 	nodes *reading
+
+	loading sync.Mutex // held while the local cache is read
 }
 
 // newLineageCheck reads the lists of records of the live packs.
-func newLineageCheck(ctx context.Context, lineage *Lineage, objects store.Store, backups []*Backup, live []LivePack) (*lineageCheck, error) {
+func newLineageCheck(ctx context.Context, of *chain, backups []*Backup, live []LivePack) (*lineageCheck, error) {
+	lineage, objects := of.lineage, of.repository.objects
 	c := &lineageCheck{
+		chain:   of,
 		lineage: lineage, objects: objects, backups: backups, packs: map[PackName]*packCheck{}, index: NewIndex(),
 		listed: map[string]int64{}, known: map[ChunkID][]string{},
 	}
@@ -125,6 +132,12 @@ func (p *packCheck) judge(err error) error {
 // checkFooter reads the list of records.
 func (p *packCheck) checkFooter(ctx context.Context, c *lineageCheck) error {
 	ref, entries, err := c.lineage.ReadFooter(ctx, c.objects, p.name.String(), p.size)
+	if fault.Is(err, fault.ErrCorrupt) {
+		if p.cached = c.cached(p.name); p.cached != nil {
+			p.known = true
+			c.index.Add(p.cached.Ref, p.cached.Entries)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -153,6 +166,9 @@ func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
 		}
 		return nil
 	}
+	if p.cached != nil {
+		return errors.Join(p.problem, c.openCached(p.cached, data, look))
+	}
 	_, _, err = c.lineage.OpenPack(name, data, look)
 	if err != nil {
 		if _, _, failed := c.lineage.SalvagePack(name, data, look); failed != nil {
@@ -164,6 +180,34 @@ func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
 		err = corrupt(name, "%d of its records are not what was written", len(p.wrong))
 	}
 	return err
+}
+
+// cached returns what this host knows of a pack; nil if it knows nothing.
+func (c *lineageCheck) cached(name PackName) (known *Pack) {
+	cache := c.chain.cache()
+	if cache == nil {
+		return nil
+	}
+	c.loading.Lock() // the cache is one user's at a time
+	defer c.loading.Unlock()
+	index := NewIndex()
+	_ = cache.Load(index, func(n PackName) bool { return n == name }) // it may be damaged itself
+	for _, pack := range index.contents() {
+		known = &pack
+	}
+	return known
+}
+
+// openCached is SalvagePack for a pack whose list of records is damaged, and known all the same.
+func (c *lineageCheck) openCached(pack *Pack, data []byte, fn func(Entry, []byte, error) error) error {
+	for _, e := range pack.Entries {
+		start, end := min(int(e.Offset), len(data)), min(int(e.Offset+e.Sealed), len(data))
+		plaintext, err := c.lineage.OpenRecord(pack.Ref, e, data[start:end])
+		if err := fn(e, plaintext, err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // whole reads a pack. What stands in the object behind the pack's end is no part of it.

@@ -172,7 +172,7 @@ func (v *verifier) checkLineage(ctx context.Context, c *chain, h *Head) (*lineag
 	if v.Only != nil {
 		backups = slices.DeleteFunc(backups, func(b *Backup) bool { return b.ID() != v.Only.ID() })
 	}
-	check, err := newLineageCheck(ctx, c.lineage, v.repository.objects, backups, h.Live)
+	check, err := newLineageCheck(ctx, c, backups, h.Live)
 	if err != nil {
 		return nil, err
 	}
