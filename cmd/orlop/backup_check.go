@@ -51,7 +51,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 				if !c.json { // whose only output is the report
 					options.Progress = shown.show
 				}
-				options.Memory = r.local.verified()
+				options.Memory = r.local.verifiable()
 				options.Command = "orlop backup repair " + at.quoted() + " --dry-run"
 				report, err := r.Verify(ctx.Context, options)
 				shown.end()
@@ -146,11 +146,14 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			p, err := openPlace(ctx, at)
+			p, err := c.newOpener(ctx).openPlace(at)
 			if err != nil {
 				return err
 			}
 			defer p.objects.Close()
+			if _, err := p.repository(ctx.Context); err != nil {
+				return err
+			}
 			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory()}
 			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
 			if err != nil {

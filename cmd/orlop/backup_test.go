@@ -453,7 +453,7 @@ func TestVerifyNamesDamageAndRepairMendsIt(t *testing.T) {
 			t.Errorf("%s: %s", url, got)
 		}
 	}
-	if left, err := os.ReadDir(filepath.Dir(image)); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(filepath.Dir(image)); err != nil || len(left) != 1 || left[0].Name() != "image.orlop-part" {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 	p.restores(good)
@@ -593,7 +593,7 @@ func TestASetBackDestinationIsNoticed(t *testing.T) {
 	p.restores(first)
 	// Whoever makes a new repository knows that the old one is gone.
 	wipe(t, p.dir)
-	p.must("backup", "init", p.dir, "--key-file", p.key)
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
 	if got := p.views(); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}

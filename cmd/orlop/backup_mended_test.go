@@ -1,0 +1,250 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"orlop/internal/backup/repo"
+	"orlop/internal/backup/store"
+	"orlop/internal/backup/store/dirstore"
+)
+
+// warnings are the lines of stderr that warn.
+func (o outcome) warnings() (lines []string) {
+	for line := range strings.Lines(o.stderr) {
+		if strings.HasPrefix(line, "orlop: warning: ") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// wants checks the exit code of a command, and what it says on both outputs.
+func (o outcome) wants(t *testing.T, code int, says ...string) {
+	t.Helper()
+	if o.code != code {
+		t.Errorf("want exit code %d\n%s", code, o)
+	}
+	for _, text := range says {
+		if !strings.Contains(o.stdout+o.stderr, text) {
+			t.Errorf("want %q in\n%s", text, o)
+		}
+	}
+}
+
+// memories are the directories in which commands remember destinations.
+func memories(t *testing.T) []string {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "orlop", "backup", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dirs
+}
+
+func memory(t *testing.T) string {
+	t.Helper()
+	dirs := memories(t)
+	if len(dirs) != 1 {
+		t.Fatalf("remembered: %q", dirs)
+	}
+	return dirs[0]
+}
+
+func TestCommandsGoOnWhereNothingCanBeRemembered(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	rewrite(t, file, "")
+	for _, cache := range []string{file, "relative/cache"} {
+		p := newBackupPlace(t)
+		url := p.back("db", "id-1", backupTime, contents(1))
+		last := p.back("db", "id-1", backupTime, contents(2))
+		t.Setenv("XDG_CACHE_HOME", cache)
+		image := filepath.Join(t.TempDir(), "image")
+		for _, args := range [][]string{
+			{"list", p.dir}, {"inspect", url, last}, {"verify", p.dir, "--data"}, {"restore", url, "--to-file", image},
+			{"delete", url}, {"prune", p.dir, "--keep-last", "1"}, {"repair", p.dir}, {"init", p.dir}, {"init", p.dir + "-too"},
+		} {
+			got := invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...)
+			got.wants(t, 0, cache, "set back to an older state")
+			if len(got.warnings()) != 1 || strings.Count(got.stderr, "\n") != 1 {
+				t.Errorf("%v: want one warning\n%s", args, got)
+			}
+		}
+		p.made[last] = contents(2)
+	}
+}
+
+// A disk may become full, or read-only, after the host has got to know the repository.
+func TestCommandsGoOnWhenTheirMemoryBecomesUnwritable(t *testing.T) {
+	p := newBackupPlace(t)
+	url := p.back("db", "id-1", backupTime, contents(1))
+	dir := memory(t)
+	lock := filepath.Join(dir, "known.json.lock")
+	wipe(t, lock)
+	if err := os.Mkdir(lock, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"list", p.dir}, {"verify", p.dir}, {"prune", p.dir}, {"delete", url}} {
+		got := invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...)
+		got.wants(t, 0, dir)
+		if len(got.warnings()) != 1 {
+			t.Errorf("%v: want one warning\n%s", args, got)
+		}
+	}
+}
+
+func TestADamagedMemoryIsNotTakenForADamagedRepository(t *testing.T) {
+	p := newBackupPlace(t)
+	file := filepath.Join(memory(t), "known.json")
+	for _, text := range []string{"", "{", "\x00\x00"} {
+		rewrite(t, file, text)
+		for _, args := range [][]string{{"list", p.dir}, {"repair", p.dir}, {"init", p.dir}, {"init", p.dir, "--new"}} {
+			invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...).wants(t, 7, file, "this host remembers", "delete it", "loses nothing")
+		}
+	}
+	wipe(t, file)
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
+func TestMistypedDestinationsAreNotRemembered(t *testing.T) {
+	p := newBackupPlace(t)
+	before := memory(t)
+	for _, command := range []string{"list", "verify", "prune", "repair"} {
+		for _, dir := range []string{filepath.Dir(p.dir), p.dir + "x"} {
+			invoke("backup", command, dir, "--key-file", p.key).wants(t, 3)
+		}
+	}
+	invoke("backup", "init", filepath.Dir(p.dir), "--key-file", p.key).wants(t, 4)
+	if after := memory(t); after != before {
+		t.Errorf("%s, and before %s", after, before)
+	}
+}
+
+func TestInitRefusesAPlaceWhoseRepositoryIsGone(t *testing.T) {
+	p := newBackupPlace(t)
+	known := p.id()
+	if err := os.Rename(p.dir, p.dir+"-unmounted"); err != nil {
+		t.Fatal(err)
+	}
+	says := []string{known, "is the disk mounted?", "orlop backup init '" + p.url() + "' --new --key-file FILE"}
+	for range 2 {
+		invoke("backup", "init", p.dir, "--key-file", p.key).wants(t, 7, says...)
+		for _, command := range []string{"list", "repair"} {
+			got := invoke("backup", command, p.dir, "--key-file", p.key)
+			if got.wants(t, 3, known, "is the disk mounted?"); strings.Contains(got.stderr, "ever made") {
+				t.Errorf("%s", got)
+			}
+		}
+		if err := os.MkdirAll(p.dir, 0o700); err != nil { // where the disk should be mounted
+			t.Fatal(err)
+		}
+	}
+	if left := files(t, p.dir); len(left) > 0 {
+		t.Errorf("made: %v", left)
+	}
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
+	if p.id() == known {
+		t.Error("the old repository is there")
+	}
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
+// Whoever says --new where the repository is must not lose what the host knows of it.
+func TestInitNewChangesNothingWhereTheRepositoryIs(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.views()
+	file := filepath.Join(memory(t), "known.json")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
+	if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
+		t.Errorf("%v\n%s\nand before\n%s", err, after, before)
+	}
+}
+
+// id is the repository's.
+func (p *backupPlace) id() string {
+	p.t.Helper()
+	var view repositoryView
+	text := p.must("--json", "backup", "init", p.dir, "--key-file", p.key)
+	if err := json.Unmarshal([]byte(text), &view); err != nil {
+		p.t.Fatal(err)
+	}
+	return view.ID
+}
+
+func TestInitRefusesPlacesThatHoldAnythingElse(t *testing.T) {
+	p := newBackupPlace(t)
+	for _, name := range []string{"README", "Documents/", ".ssh/", "notes.txt", "a b", "config/"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, name)
+		if strings.HasSuffix(name, "/") {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			rewrite(t, path, "")
+		}
+		invoke("backup", "init", dir, "--key-file", p.key).wants(t, 4, `"`+strings.TrimSuffix(name, "/")+`"`)
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+			t.Errorf("%s: %v, %v", name, left, err)
+		}
+	}
+}
+
+// What a filesystem and an init that was cut short leave behind is in nobody's way.
+func TestInitAcceptsWhatItLeavesBehind(t *testing.T) {
+	p := newBackupPlace(t)
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	objects, err := dirstore.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer objects.Close()
+	if err := store.Probe(t.Context(), objects); err != nil {
+		t.Fatal(err)
+	}
+	if err := objects.Put(t.Context(), "probe/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.must("backup", "init", dir, "--key-file", p.key)
+}
+
+func TestInitNamesTheRepairOfADamagedConfig(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	config := filepath.Join(p.dir, repo.ConfigName)
+	hint := "orlop backup repair '" + p.url() + "'"
+	for _, anew := range []bool{false, true} {
+		args := []string{"backup", "init", p.dir, "--key-file", p.key}
+		if anew {
+			args = append(args, "--new")
+		}
+		rewrite(t, config, "x")
+		invoke(args...).wants(t, 7, hint)
+		wipe(t, config)
+		invoke(args...).wants(t, 4, hint)
+	}
+}
+
+func TestRepairSaysWhatOtherCommandsSayWhereItCannotBegin(t *testing.T) {
+	p := newBackupPlace(t)
+	empty := t.TempDir()
+	for _, dir := range []string{empty, filepath.Join(empty, "no")} {
+		list, repair := invoke("backup", "list", dir, "--key-file", p.key), invoke("backup", "repair", dir, "--key-file", p.key)
+		if repair != list {
+			t.Errorf("want\n%s\nhave\n%s", list, repair)
+		}
+		repair.wants(t, 3, "orlop backup init", "is the disk mounted?")
+	}
+	invoke("backup", "repair", p.dir).wants(t, 2, "--key-file FILE")
+}
