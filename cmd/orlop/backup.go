@@ -336,10 +336,17 @@ func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, e
 		}
 		return nil, fault.Errorf(fault.ErrNotFound, "backup %q: not found: see orlop backup list %s", u.backup, o.at.quoted())
 	}
-	if err != nil {
-		return nil, err
+	b, failed := o.newestOf(backups, u)
+	switch {
+	case err == nil:
+		return b, failed
+	case failed == nil && ctx.Err() == nil:
+		o.warn("not everything can be read, and there may be newer backups of volume %q: %v", u.volume, err)
+		return b, nil
+	case fault.Is(failed, fault.ErrNotFound):
+		return nil, fault.Errorf(fault.KindOf(err), "no backup of a volume %q is in what can be read; if you know its ID, say backup=ID instead of volume=: %w", u.volume, err)
 	}
-	return o.newestOf(backups, u)
+	return nil, errors.Join(failed, err)
 }
 
 // newestOf returns the newest backup of the volume of a name that is not known to be damaged.
@@ -391,7 +398,7 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 					if err != nil {
 						return err
 					}
-					view, err = json.Marshal(r.detail(b))
+					view, err = marshal(r.detail(b))
 					return err
 				})
 				return view, err
