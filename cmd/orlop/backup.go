@@ -76,6 +76,7 @@ type place struct {
 	key     *repo.Key // nil without --key-file
 	objects *dirstore.Store
 	local   localState
+	known   repo.Known // what this host remembers of it
 }
 
 // openPlace opens a destination. The caller closes the objects.
@@ -85,16 +86,21 @@ func (o *opener) openPlace(at destination) (p place, err error) {
 		return p, err
 	}
 	p.local = at.local(o.lose)
+	if p.known, err = p.local.Recall(); err != nil {
+		return p, fmt.Errorf("%s: %w", at, err)
+	}
 	p.objects, err = dirstore.Open(at.dir)
-	if fault.Is(err, fault.ErrNotFound) {
-		hint := at.initHint()
-		if id, known := p.local.knows(); known {
-			hint = fmt.Sprintf("this host knows repository %s there", id)
-		}
-		return p, fmt.Errorf("%w %s", err, hint)
+	switch {
+	case fault.Is(err, fault.ErrNotFound) && p.isKnown():
+		return p, fmt.Errorf("%w This host knows repository %s there", err, p.known.Repository)
+	case fault.Is(err, fault.ErrNotFound):
+		return p, fmt.Errorf("%w %s", err, at.initHint())
 	}
 	return p, err
 }
+
+// isKnown tells whether this host knows a repository there.
+func (p *place) isKnown() bool { return p.known.Repository != repo.ID{} }
 
 // repository opens the repository, which must be there.
 func (p *place) repository(ctx context.Context) (*repo.Repository, error) {
@@ -103,9 +109,8 @@ func (p *place) repository(ctx context.Context) (*repo.Repository, error) {
 		return nil, err
 	}
 	r, err := repo.Open(ctx, p.objects, p.key, options...)
-	_, known := p.local.knows() // then the error tells it
 	switch {
-	case fault.Is(err, fault.ErrNotFound) && known:
+	case fault.Is(err, fault.ErrNotFound) && p.isKnown(): // which the error tells
 		return nil, fmt.Errorf("%s: %w: is the disk mounted?", p.at, err)
 	case fault.Is(err, fault.ErrNotFound):
 		return nil, fmt.Errorf("%s: %w; is the disk mounted? %s", p.at, err, p.at.initHint())

@@ -83,12 +83,6 @@ func (l localState) forget() error {
 	return l.file.Change(func(k *repo.Known) { *k = repo.Known{} })
 }
 
-// knows tells which repository the host knows here, if any.
-func (l localState) knows() (repo.ID, bool) {
-	known, err := l.Recall()
-	return known.Repository, err == nil && known.Repository != repo.ID{}
-}
-
 // verified is the file in which verify remembers; empty if there is no place for it.
 func (l localState) verified() string {
 	if l.dir == "" {

@@ -106,6 +106,13 @@ func TestADamagedMemoryIsNotTakenForADamagedRepository(t *testing.T) {
 			invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...).wants(t, 7, file, "this host remembers", "delete it", "loses nothing")
 		}
 	}
+	if err := os.Rename(p.dir, p.dir+"-unmounted"); err != nil {
+		t.Fatal(err)
+	}
+	invoke("backup", "list", p.dir, "--key-file", p.key).wants(t, 7, file)
+	if err := os.Rename(p.dir+"-unmounted", p.dir); err != nil {
+		t.Fatal(err)
+	}
 	wipe(t, file)
 	p.must("backup", "list", p.dir, "--key-file", p.key)
 }
