@@ -161,7 +161,9 @@ func initRepository(ctx context.Context, at destination, key *repo.Key, local lo
 	if anew {
 		r, err := repo.Init(ctx, objects, key, repo.At(at.quoted()))
 		if err == nil && known.Repository != (repo.ID{}) && known.Repository != r.ID() {
-			err = local.forget()
+			if err = local.forget(); err != nil {
+				err = fmt.Errorf("the repository is made, but this host still knows %s there; run the command again: %w", known.Repository, err)
+			}
 		}
 		return r, err
 	}

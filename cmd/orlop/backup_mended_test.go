@@ -160,6 +160,24 @@ func TestInitRefusesAPlaceWhoseRepositoryIsGone(t *testing.T) {
 	p.must("backup", "list", p.dir, "--key-file", p.key)
 }
 
+// A host that cannot forget the old repository would refuse the new one: init must say so, and mend it when it is run again.
+func TestInitNewIsDoneWhenTheHostHasForgottenTheOldRepository(t *testing.T) {
+	p := newBackupPlace(t)
+	known := p.id()
+	wipe(t, p.dir)
+	lock := filepath.Join(memory(t), "known.json.lock")
+	wipe(t, lock)
+	if err := os.Mkdir(lock, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	again := []string{"backup", "init", p.dir, "--new", "--key-file", p.key}
+	invoke(again...).wants(t, 1, known, "run the command again")
+	invoke("backup", "list", p.dir, "--key-file", p.key).wants(t, 7, known)
+	wipe(t, lock)
+	p.must(again...)
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
 // Whoever says --new where the repository is must not lose what the host knows of it.
 func TestInitNewChangesNothingWhereTheRepositoryIs(t *testing.T) {
 	p := newBackupPlace(t)
