@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -66,52 +67,104 @@ type openRepository struct {
 	*repo.Repository
 	at    destination
 	local localState
+	warn  func(format string, args ...any)
 }
 
 // A place is what it takes to open the repository of a destination, or to mend it.
 type place struct {
+	at      destination
 	key     *repo.Key // nil without --key-file
 	objects *dirstore.Store
 	local   localState
+	known   repo.Known // what this host remembers of it
 }
 
 // openPlace opens a destination. The caller closes the objects.
-func openPlace(ctx *urfave.Context, at destination) (p place, err error) {
-	if p.key, err = keyOf(ctx); err != nil {
+func (o *opener) openPlace(at destination) (p place, err error) {
+	p.at = at
+	if p.key, err = keyOf(o.ctx); err != nil {
 		return p, err
 	}
-	if p.local, err = at.local(); err != nil {
-		return p, err
+	p.local = at.local(o.lose)
+	if p.known, err = p.local.Recall(); err != nil {
+		return p, fmt.Errorf("%s: %w", at, err)
 	}
-	p.objects, err = at.open()
+	p.objects, err = dirstore.Open(at.dir)
+	switch {
+	case fault.Is(err, fault.ErrNotFound) && p.isKnown():
+		return p, fmt.Errorf("%w This host knows repository %s there", err, p.known.Repository)
+	case fault.Is(err, fault.ErrNotFound):
+		return p, fmt.Errorf("%w %s", err, at.initHint())
+	}
 	return p, err
 }
 
-// openRepository opens the repository of a destination with the command's key, and calls do with it.
+// isKnown tells whether this host knows a repository there.
+func (p *place) isKnown() bool { return p.known.Repository != repo.ID{} }
+
+// repository opens the repository, which must be there.
+func (p *place) repository(ctx context.Context) (*repo.Repository, error) {
+	options, err := p.local.options(p.at)
+	if err != nil {
+		return nil, err
+	}
+	r, err := repo.Open(ctx, p.objects, p.key, options...)
+	switch {
+	case fault.Is(err, fault.ErrNotFound) && p.isKnown(): // which the error tells
+		return nil, fmt.Errorf("%s: %w: is the disk mounted?", p.at, err)
+	case fault.Is(err, fault.ErrNotFound):
+		return nil, fmt.Errorf("%s: %w; is the disk mounted? %s", p.at, err, p.at.initHint())
+	case p.key == nil && fault.Is(err, fault.ErrInvalid):
+		return nil, fmt.Errorf("%s: %w: say --key-file FILE, or set ORLOP_KEY_FILE", p.at, err)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", p.at, err)
+	}
+	return r, nil
+}
+
+// An opener opens repositories for one run of a command. It is safe for concurrent use.
+type opener struct {
+	c    *cli
+	ctx  *urfave.Context
+	lost sync.Once
+}
+
+func (c *cli) newOpener(ctx *urfave.Context) *opener { return &opener{c: c, ctx: ctx} }
+
+// lose tells once that what a command should remember is lost to the next.
+func (o *opener) lose(dir string, err error) {
+	o.lost.Do(func() {
+		o.c.warn("cannot remember anything in %s: %v; nobody would notice if the destination were set back to an older state", dir, err)
+	})
+}
+
+// warn tells of what does not keep a command from its work. With --json, stderr is for errors only.
+func (c *cli) warn(format string, args ...any) {
+	if !c.json {
+		fmt.Fprintf(c.stderr, "orlop: warning: "+format+"\n", args...)
+	}
+}
+
+// openRepository opens the only repository that a command needs, and calls do with it.
 func (c *cli) openRepository(ctx *urfave.Context, at destination, do func(*openRepository) error) error {
-	p, err := openPlace(ctx, at)
+	return c.newOpener(ctx).open(at, do)
+}
+
+// open opens the repository of a destination with the command's key, and calls do with it.
+func (o *opener) open(at destination, do func(*openRepository) error) error {
+	p, err := o.openPlace(at)
 	if err != nil {
 		return err
 	}
 	defer p.objects.Close()
-	options, err := p.local.options(at)
+	r, err := p.repository(o.ctx.Context)
 	if err != nil {
 		return err
 	}
-	r, err := repo.Open(ctx.Context, p.objects, p.key, options...)
-	if fault.Is(err, fault.ErrNotFound) {
-		return fault.Errorf(fault.ErrNotFound, "%s: %w; is the disk mounted? %s", at, err, at.initHint())
+	if damage := r.Damage(); damage != nil {
+		o.c.warn("%v", damage)
 	}
-	if p.key == nil && fault.Is(err, fault.ErrInvalid) {
-		err = fmt.Errorf("%w: say --key-file FILE, or set ORLOP_KEY_FILE", err)
-	}
-	if err == nil {
-		if damage := r.Damage(); damage != nil && !c.json {
-			fmt.Fprintf(c.stderr, "orlop: warning: %v\n", damage)
-		}
-		err = do(&openRepository{r, at, p.local})
-	}
-	if err != nil {
+	if err := do(&openRepository{r, at, p.local, o.c.warn}); err != nil {
 		return fmt.Errorf("%s: %w", at, err)
 	}
 	return nil
@@ -120,9 +173,13 @@ func (c *cli) openRepository(ctx *urfave.Context, at destination, do func(*openR
 func (c *cli) backupInitCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "init", Usage: "make a repository for backups and print its URL", ArgsUsage: "DEST",
-		Description: "The place must be empty, or not be there yet. Done again with the same key it changes nothing.\n" +
+		Description: "The place must be empty, or not be there yet. Done again with the same key it changes nothing. Where this host\n" +
+			"knows a repository that is not there, the disk may not be mounted: only with --new it makes another.\n" +
 			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(), &urfave.BoolFlag{Name: "unencrypted", Usage: "anybody who can read the place can read the backups"}},
+		Flags: []urfave.Flag{keyFileFlag(),
+			&urfave.BoolFlag{Name: "unencrypted", Usage: "anybody who can read the place can read the backups"},
+			&urfave.BoolFlag{Name: "new", Usage: "make one although this host knows another there, which is gone"},
+		},
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
 			if err != nil {
@@ -137,7 +194,7 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			case key != nil && ctx.Bool("unencrypted"):
 				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file and --unencrypted are given")
 			}
-			r, err := initRepository(ctx.Context, at, key)
+			r, err := initRepository(ctx.Context, at, key, at.local(c.newOpener(ctx).lose), ctx.Bool("new"))
 			if err != nil {
 				return fmt.Errorf("%s: %w", at, err)
 			}
@@ -284,10 +341,17 @@ func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, e
 		}
 		return nil, fault.Errorf(fault.ErrNotFound, "backup %q: not found: see orlop backup list %s", u.backup, o.at.quoted())
 	}
-	if err != nil {
-		return nil, err
+	b, failed := o.newestOf(backups, u)
+	switch {
+	case err == nil:
+		return b, failed
+	case failed == nil && ctx.Err() == nil:
+		o.warn("not everything can be read, and there may be newer backups of volume %q: %v", u.volume, err)
+		return b, nil
+	case fault.Is(failed, fault.ErrNotFound):
+		return nil, fault.Errorf(fault.KindOf(err), "no backup of a volume %q is in what can be read; if you know its ID, say backup=ID instead of volume=: %w", u.volume, err)
 	}
-	return o.newestOf(backups, u)
+	return nil, errors.Join(failed, err)
 }
 
 // newestOf returns the newest backup of the volume of a name that is not known to be damaged.
@@ -328,17 +392,18 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
+			opener := c.newOpener(ctx)
 			return c.inspectEach(urls, func(text string) (view json.RawMessage, err error) {
 				u, err := parseBackupURL(text)
 				if err != nil {
 					return nil, err
 				}
-				err = c.openRepository(ctx, u.destination, func(r *openRepository) error {
+				err = opener.open(u.destination, func(r *openRepository) error {
 					b, err := r.find(ctx.Context, u)
 					if err != nil {
 						return err
 					}
-					view, err = json.Marshal(r.detail(b))
+					view, err = marshal(r.detail(b))
 					return err
 				})
 				return view, err
@@ -358,6 +423,7 @@ func (c *cli) backupDeleteCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
+			opener := c.newOpener(ctx)
 			return c.forEach(urls, func(text string) error {
 				u, err := parseBackupURL(text)
 				if err != nil {
@@ -366,7 +432,7 @@ func (c *cli) backupDeleteCommand() *urfave.Command {
 				if u.backup == "" {
 					return fault.Errorf(fault.ErrInvalid, "backup delete %q: backup= is missing: see orlop backup list %s", text, u.quoted())
 				}
-				return c.openRepository(ctx, u.destination, func(r *openRepository) error {
+				return opener.open(u.destination, func(r *openRepository) error {
 					b, err := r.find(ctx.Context, u)
 					if err != nil {
 						return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "verify", Usage: "look for damage in a repository", ArgsUsage: "DEST|URL",
 		Description: "Checks that everything is there and fits together; --data reads it all besides. With the URL of a backup it\n" +
-			"looks at that only. Exit code 7 if something is wrong.\n" +
+			"looks at that only. Exit code 7 if something is wrong that hurts what it was to look at.\n" +
 			"Example: orlop backup verify file:///mnt/nas/orlop --data --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
 			&urfave.BoolFlag{Name: "data", Usage: "read all data, what was not read for longest first"},
@@ -31,11 +32,11 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 				return err
 			}
 			options := repo.VerifyOptions{Data: ctx.Bool("data")}
-			if text := ctx.String("sample"); text != "" {
+			if ctx.IsSet("sample") {
 				if options.Data {
 					return fault.Errorf(fault.ErrInvalid, "backup verify: both --data and --sample are given")
 				}
-				if options.Sample, err = parsePercent(text); err != nil {
+				if options.Sample, err = parsePercent(ctx.String("sample")); err != nil {
 					return err
 				}
 			}
@@ -51,14 +52,17 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 				if !c.json { // whose only output is the report
 					options.Progress = shown.show
 				}
-				options.Memory = r.local.verified()
+				options.Memory = r.local.verifiable()
 				options.Command = "orlop backup repair " + at.quoted() + " --dry-run"
 				report, err := r.Verify(ctx.Context, options)
 				shown.end()
-				if err != nil {
-					return err
+				if err == nil || len(report.Findings) > 0 {
+					err = errors.Join(err, c.printReport(report))
 				}
-				return c.printReport(report)
+				if err == nil && hurts(report, options.Only) {
+					return reported{errDamaged}
+				}
+				return err
 			})
 		},
 	}
@@ -90,21 +94,19 @@ func parsePercent(text string) (float64, error) {
 // errDamaged is what verify ends with when it has told of what it found.
 var errDamaged = fault.Errorf(fault.ErrCorrupt, "damage was found")
 
-func (c *cli) printReport(report repo.Report) error {
-	if c.json {
-		if err := c.printJSON(report); err != nil {
-			return err
-		}
-	} else if err := c.printDamage(report); err != nil {
-		return err
-	}
-	if len(report.Findings) > 0 {
-		return reported{errDamaged}
-	}
-	return nil
+// hurts tells whether something is wrong with what verify was to look at: the repository, or one backup. Without the config
+// and the heads no backup is found.
+func hurts(report repo.Report, only *repo.Backup) bool {
+	return slices.ContainsFunc(report.Findings, func(f repo.Finding) bool {
+		return only == nil || slices.Contains(f.Backups, only.ID()) ||
+			f.Object == repo.ConfigName || strings.HasPrefix(f.Object, repo.HeadPrefix(only.Lineage))
+	})
 }
 
-func (c *cli) printDamage(report repo.Report) error {
+func (c *cli) printReport(report repo.Report) error {
+	if c.json {
+		return c.printJSON(report)
+	}
 	var text strings.Builder
 	for _, f := range report.Findings {
 		fmt.Fprintf(&text, "%s\n  problem: %s\n", f.Object, f.Problem)
@@ -146,25 +148,26 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			p, err := openPlace(ctx, at)
+			p, err := c.newOpener(ctx).openPlace(at)
 			if err != nil {
 				return err
 			}
 			defer p.objects.Close()
+			if _, err := p.repository(ctx.Context); err != nil {
+				return err
+			}
 			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory()}
 			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", at, err)
 			}
-			if err = errors.Join(c.printSteps(steps), err); err != nil || ctx.Bool("dry-run") {
-				return err
+			if err == nil || len(steps) > 0 {
+				err = errors.Join(err, c.printSteps(steps))
 			}
-			for _, step := range steps {
-				if !step.Done {
-					return reported{errDamaged} // the step says what is to be decided
-				}
+			if err == nil && slices.ContainsFunc(steps, func(s repo.Step) bool { return s.Lost }) {
+				return reported{errDamaged} // the step says what is to be decided
 			}
-			return nil
+			return err
 		},
 	}
 }
@@ -207,6 +210,11 @@ func (c *cli) backupPruneCommand() *urfave.Command {
 			at, err := destinationOf(ctx)
 			if err != nil {
 				return err
+			}
+			for _, name := range []string{"volume-name", "host"} {
+				if ctx.IsSet(name) && ctx.String(name) == "" {
+					return fault.Errorf(fault.ErrInvalid, "backup prune: --%s is empty: leave it out for all", name)
+				}
 			}
 			policy, err := policyOf(ctx)
 			if err != nil {
@@ -260,18 +268,19 @@ type pruneView struct {
 // stalledAfter is how long another host's session must show nothing new before prune ends it.
 const stalledAfter = 24 * time.Hour
 
-// prune applies a policy to every volume, and frees what no backup needs.
+// prune applies a policy to every volume, and frees what no backup needs. What fails in one lineage keeps it from no other.
 func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) error {
 	view := pruneView{Removed: []backupView{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
 	lineages, err := r.Lineages(ctx.Context)
 	if err != nil {
 		return err
 	}
-	var doubts []error
+	var failed, doubts []error
+	matched := false
 	for _, lineage := range lineages {
 		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedDamage(r.local.verified()).Hurts}
 		if err := p.prune(lineage, view.DryRun); err != nil {
-			return err
+			failed = append(failed, err)
 		}
 		for _, b := range p.removed {
 			view.Removed = append(view.Removed, r.view(b))
@@ -282,8 +291,27 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 		doubts = append(doubts, p.doubts...)
 		view.Kept += p.kept
 		view.Freed += p.freed
+		matched = matched || p.matched
+		if ctx.Context.Err() != nil {
+			break
+		}
 	}
-	return errors.Join(append([]error{c.printPrune(view)}, doubts...)...)
+	if !matched && len(failed) == 0 && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
+		failed = append(failed, errNoMatch(ctx))
+	}
+	return errors.Join(slices.Concat([]error{c.printPrune(view)}, failed, doubts)...)
+}
+
+// errNoMatch is what prune says if no backup is what it was to be limited to.
+func errNoMatch(ctx *urfave.Context) error {
+	what := ""
+	if ctx.IsSet("volume-name") {
+		what += fmt.Sprintf(" of a volume %q", ctx.String("volume-name"))
+	}
+	if ctx.IsSet("host") {
+		what += fmt.Sprintf(" that host %q made", ctx.String("host"))
+	}
+	return fault.Errorf(fault.ErrNotFound, "backup prune: there is no backup%s", what)
 }
 
 // pruner prunes one lineage.
@@ -295,6 +323,7 @@ type pruner struct {
 
 	removed []*repo.Backup
 	kept    int
+	matched bool // some backup is of the volume and the host
 	doubts  []error
 	freed   int64
 }
@@ -306,6 +335,8 @@ func (p *pruner) prune(lineage string, dryRun bool) error {
 		return err
 	}
 	if _, err := p.r.Thin(p.ctx.Context, lineage, p.choose); err != nil {
+		p.kept += len(p.removed)
+		p.removed = nil
 		return err
 	}
 	var stalled func(*repo.Session) bool
@@ -329,7 +360,7 @@ func (p *pruner) choose(backups []*repo.Backup) (records []string) {
 			chosen = append(chosen, b)
 		}
 	}
-	p.kept = len(backups)
+	p.kept, p.matched = len(backups), len(chosen) > 0
 	if p.policy.IsZero() {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -19,7 +20,7 @@ import (
 func (c *cli) backupRestoreCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "restore", Usage: "restore a backup to an image file and print its path", ArgsUsage: "URL --to-file IMAGE",
-		Description: "Needs no daemon. The file must not be there; it appears when it is whole. Until then it is IMAGE.part,\n" +
+		Description: "Needs no daemon. The file must not be there; it appears when it is whole. Until then it is IMAGE.orlop-part,\n" +
 			"and the same command goes on where it was cut short.\n" +
 			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --to-file /tmp/db.img --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "the image to make, sparse, of the volume's size"}},
@@ -75,15 +76,25 @@ type progressEvent struct {
 
 // printEvent prints JSON on a line.
 func (c *cli) printEvent(event any) error {
-	text, err := json.Marshal(event)
+	text, err := marshal(event)
 	if err != nil {
-		return fmt.Errorf("write output: %w", err)
+		return err
 	}
-	_, err = fmt.Fprintf(c.stdout, "%s\n", text)
-	if err != nil {
+	if _, err := c.stdout.Write(text); err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
+}
+
+// marshal returns JSON on a line, in which the & of a URL is one.
+func marshal(value any) ([]byte, error) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		return nil, fmt.Errorf("write output: %w", err)
+	}
+	return text.Bytes(), nil
 }
 
 // progress shows how far long work is: a line on a terminal, events with --json, and nothing otherwise.

@@ -373,8 +373,8 @@ func TestPruneKeepsWhatThePolicySays(t *testing.T) {
 	if got := p.must("backup", "prune", p.dir, "--keep-last", "2", "--dry-run", "--key-file", p.key); len(p.views()) != 6 || strings.Count(got, "would forget") != 4 {
 		t.Errorf("dry run: %s", got)
 	}
-	if p.must("backup", "prune", p.dir, "--keep-last", "1", "--host", "h2", "--key-file", p.key); len(p.views()) != 6 {
-		t.Error("backups of another host went")
+	if got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--host", "h2", "--key-file", p.key); got.code != 3 || len(p.views()) != 6 {
+		t.Errorf("backups of another host: %s", got)
 	}
 	before := size()
 	var view pruneView
@@ -453,12 +453,12 @@ func TestVerifyNamesDamageAndRepairMendsIt(t *testing.T) {
 			t.Errorf("%s: %s", url, got)
 		}
 	}
-	if left, err := os.ReadDir(filepath.Dir(image)); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(filepath.Dir(image)); err != nil || len(left) != 1 || left[0].Name() != "image.orlop-part" {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 	p.restores(good)
-	if text := p.must("backup", "repair", p.dir, "--dry-run", "--key-file", p.key); !strings.Contains(text, name) || !strings.Contains(text, "--drop-damaged") {
-		t.Errorf("%s", text)
+	if got := invoke("backup", "repair", p.dir, "--dry-run", "--key-file", p.key); got.code != 7 || !strings.Contains(got.stdout, name) || !strings.Contains(got.stdout, "--drop-damaged") {
+		t.Errorf("%s", got)
 	}
 	if got := invoke("backup", "repair", p.dir, "--key-file", p.key); got.code != 7 || len(p.views()) != 2 {
 		t.Errorf("without consent: %s", got)
@@ -593,7 +593,7 @@ func TestASetBackDestinationIsNoticed(t *testing.T) {
 	p.restores(first)
 	// Whoever makes a new repository knows that the old one is gone.
 	wipe(t, p.dir)
-	p.must("backup", "init", p.dir, "--key-file", p.key)
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
 	if got := p.views(); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}

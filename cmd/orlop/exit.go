@@ -40,7 +40,9 @@ func report(w io.Writer, err error, asJSON bool) {
 		fmt.Fprintf(w, "orlop: %v\n", err)
 		return
 	}
-	_ = json.NewEncoder(w).Encode(control.NewErrorBody(err)) // there is nowhere else to say it
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	_ = encoder.Encode(control.NewErrorBody(err)) // there is nowhere else to say it
 }
 
 // forEach calls do for every name, tells of each failure at once, and returns the first.

@@ -22,13 +22,15 @@ type RepairOptions struct {
 	Memory Memory // what this host remembers of the repository, to be told that an older state is the right one; may be nil
 }
 
-// A Step is something that Repair did, or would do, or leaves to a person.
+// A Step is something that Repair did, or would do, or leaves to a person. As long as one is Lost, backups cannot be restored,
+// and Repair keeps what is left of them: only DropDamaged decides otherwise.
 type Step struct {
 	Object  string   `json:"object"`
 	Problem string   `json:"problem"`
 	Action  string   `json:"action"`
 	Backups []string `json:"backups"` // IDs of those that the action is about: found again, dropped, or lost
 	Done    bool     `json:"done"`
+	Lost    bool     `json:"lost"` // data of backups is, and a person is to decide; never with Done
 }
 
 // String is the step as people read it.

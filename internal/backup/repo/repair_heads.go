@@ -132,7 +132,7 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 		}
 	}
 	if len(lost) > 0 && f.DryRun { // else packs tells of them by the new head
-		f.steps = append(f.steps, Step{Object: step.Object, Problem: "not all of what backups found in packs refer to is there", Action: actionLost, Backups: lost})
+		f.steps = append(f.steps, Step{Object: step.Object, Problem: "not all of what backups found in packs refer to is there", Action: actionLost, Backups: lost, Lost: !f.DropDamaged})
 	}
 	next.Number, next.Parent = number+1, h.Nonce
 	if next.Parent == (ID{}) && number > 0 {

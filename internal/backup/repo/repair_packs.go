@@ -91,9 +91,9 @@ func (f *repairer) plan(d *damagedPacks, hurt map[string][]*Backup) (steps []Ste
 		step := Step{Object: finding.Object, Problem: finding.Problem, Backups: finding.Backups}
 		switch {
 		case len(finding.Backups) > 0 && !f.DropDamaged:
-			step.Action = actionLost
+			step.Action, step.Lost = actionLost, true
 		case err == nil && !d.check.packs[name].known && len(hurt) > 0 && !f.DropDamaged:
-			step.Action = "nobody knows what it holds, and the data of backups is lost: keep it until those are dropped"
+			step.Action, step.Lost = "nobody knows what it holds, and the data of backups is lost: keep it until those are dropped", true
 		default:
 			step.Action, step.Done = "save its good records into a new pack, and drop it", true
 			if len(finding.Backups) > 0 {

@@ -75,14 +75,19 @@ func (o *options) destination() string {
 // fault.ErrUnsupported if the store cannot hold a repository (see store.Probe), and as Open does if there is a
 // repository that the key does not open. Cut short, it may leave an object that the next call does not mind.
 func Init(ctx context.Context, objects store.Store, key *Key, opts ...Option) (*Repository, error) {
+	o := optionsOf(opts)
 	object, err := objects.Get(ctx, ConfigName)
 	if err == nil {
-		return openConfig(ctx, objects, object, key, opts)
+		r, err := openConfig(ctx, objects, object, key, opts)
+		if isDamagedConfig(object) {
+			err = fmt.Errorf("%w; run orlop backup repair %s", err, o.destination())
+		}
+		return r, err
 	}
 	if !fault.Is(err, fault.ErrNotFound) {
 		return nil, fmt.Errorf("make a repository: %w", err)
 	}
-	if err := checkEmpty(ctx, objects); err != nil {
+	if err := checkEmpty(ctx, objects, o.destination()); err != nil {
 		return nil, fmt.Errorf("make a repository: %w", err)
 	}
 	if err := store.Probe(ctx, objects); err != nil {
@@ -107,7 +112,7 @@ func Init(ctx context.Context, objects store.Store, key *Key, opts ...Option) (*
 var errFound = errors.New("found")
 
 // checkEmpty fails with fault.ErrExists if there is anything but what a probe may leave behind.
-func checkEmpty(ctx context.Context, objects store.Store) error {
+func checkEmpty(ctx context.Context, objects store.Store, destination string) error {
 	var first string
 	err := objects.List(ctx, "", func(o store.Object) error {
 		if strings.HasPrefix(o.Name, "probe/") {
@@ -122,7 +127,7 @@ func checkEmpty(ctx context.Context, objects store.Store) error {
 	case !errors.Is(err, errFound):
 		return err
 	case strings.HasPrefix(first, lineagesPrefix):
-		return fault.Errorf(fault.ErrExists, "there is a repository that has lost its config: run orlop backup repair")
+		return fault.Errorf(fault.ErrExists, "there is a repository that has lost its config: run orlop backup repair %s", destination)
 	}
 	return fault.Errorf(fault.ErrExists, "the place is not empty (%s), and holds no repository", first)
 }

@@ -1,0 +1,501 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"orlop/internal/backup/repo"
+	"orlop/internal/backup/store"
+	"orlop/internal/backup/store/dirstore"
+)
+
+// warnings are the lines of stderr that warn.
+func (o outcome) warnings() (lines []string) {
+	for line := range strings.Lines(o.stderr) {
+		if strings.HasPrefix(line, "orlop: warning: ") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// wants checks the exit code of a command, and what it says on both outputs.
+func (o outcome) wants(t *testing.T, code int, says ...string) {
+	t.Helper()
+	if o.code != code {
+		t.Errorf("want exit code %d\n%s", code, o)
+	}
+	for _, text := range says {
+		if !strings.Contains(o.stdout+o.stderr, text) {
+			t.Errorf("want %q in\n%s", text, o)
+		}
+	}
+}
+
+// memories are the directories in which commands remember destinations.
+func memories(t *testing.T) []string {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CACHE_HOME"), "orlop", "backup", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dirs
+}
+
+func memory(t *testing.T) string {
+	t.Helper()
+	dirs := memories(t)
+	if len(dirs) != 1 {
+		t.Fatalf("remembered: %q", dirs)
+	}
+	return dirs[0]
+}
+
+func TestCommandsGoOnWhereNothingCanBeRemembered(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	rewrite(t, file, "")
+	for _, cache := range []string{file, "relative/cache"} {
+		p := newBackupPlace(t)
+		url := p.back("db", "id-1", backupTime, contents(1))
+		last := p.back("db", "id-1", backupTime, contents(2))
+		t.Setenv("XDG_CACHE_HOME", cache)
+		image := filepath.Join(t.TempDir(), "image")
+		for _, args := range [][]string{
+			{"list", p.dir}, {"inspect", url, last}, {"verify", p.dir, "--data"}, {"restore", url, "--to-file", image},
+			{"delete", url}, {"prune", p.dir, "--keep-last", "1"}, {"repair", p.dir}, {"init", p.dir}, {"init", p.dir + "-too"},
+		} {
+			got := invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...)
+			got.wants(t, 0, cache, "set back to an older state")
+			if len(got.warnings()) != 1 || strings.Count(got.stderr, "\n") != 1 {
+				t.Errorf("%v: want one warning\n%s", args, got)
+			}
+		}
+		p.made[last] = contents(2)
+	}
+}
+
+// A disk may become full, or read-only, after the host has got to know the repository.
+func TestCommandsGoOnWhenTheirMemoryBecomesUnwritable(t *testing.T) {
+	p := newBackupPlace(t)
+	url := p.back("db", "id-1", backupTime, contents(1))
+	dir := memory(t)
+	lock := filepath.Join(dir, "known.json.lock")
+	wipe(t, lock)
+	if err := os.Mkdir(lock, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"list", p.dir}, {"verify", p.dir}, {"prune", p.dir}, {"delete", url}} {
+		got := invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...)
+		got.wants(t, 0, dir)
+		if len(got.warnings()) != 1 {
+			t.Errorf("%v: want one warning\n%s", args, got)
+		}
+	}
+}
+
+func TestADamagedMemoryIsNotTakenForADamagedRepository(t *testing.T) {
+	p := newBackupPlace(t)
+	file := filepath.Join(memory(t), "known.json")
+	for _, text := range []string{"", "{", "\x00\x00"} {
+		rewrite(t, file, text)
+		for _, args := range [][]string{{"list", p.dir}, {"repair", p.dir}, {"init", p.dir}, {"init", p.dir, "--new"}} {
+			invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...).wants(t, 7, file, "this host remembers", "delete it", "loses nothing")
+		}
+	}
+	if err := os.Rename(p.dir, p.dir+"-unmounted"); err != nil {
+		t.Fatal(err)
+	}
+	invoke("backup", "list", p.dir, "--key-file", p.key).wants(t, 7, file)
+	if err := os.Rename(p.dir+"-unmounted", p.dir); err != nil {
+		t.Fatal(err)
+	}
+	wipe(t, file)
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
+func TestMistypedDestinationsAreNotRemembered(t *testing.T) {
+	p := newBackupPlace(t)
+	before := memory(t)
+	for _, command := range []string{"list", "verify", "prune", "repair"} {
+		for _, dir := range []string{filepath.Dir(p.dir), p.dir + "x"} {
+			invoke("backup", command, dir, "--key-file", p.key).wants(t, 3)
+		}
+	}
+	invoke("backup", "init", filepath.Dir(p.dir), "--key-file", p.key).wants(t, 4)
+	if after := memory(t); after != before {
+		t.Errorf("%s, and before %s", after, before)
+	}
+}
+
+func TestInitRefusesAPlaceWhoseRepositoryIsGone(t *testing.T) {
+	p := newBackupPlace(t)
+	known := p.id()
+	if err := os.Rename(p.dir, p.dir+"-unmounted"); err != nil {
+		t.Fatal(err)
+	}
+	says := []string{known, "is the disk mounted?", "orlop backup init '" + p.url() + "' --new --key-file FILE"}
+	for range 2 {
+		invoke("backup", "init", p.dir, "--key-file", p.key).wants(t, 7, says...)
+		for _, command := range []string{"list", "repair"} {
+			got := invoke("backup", command, p.dir, "--key-file", p.key)
+			if got.wants(t, 3, known, "is the disk mounted?"); strings.Contains(got.stderr, "ever made") {
+				t.Errorf("%s", got)
+			}
+		}
+		if err := os.MkdirAll(p.dir, 0o700); err != nil { // where the disk should be mounted
+			t.Fatal(err)
+		}
+	}
+	if left := files(t, p.dir); len(left) > 0 {
+		t.Errorf("made: %v", left)
+	}
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
+	if p.id() == known {
+		t.Error("the old repository is there")
+	}
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
+// A host that cannot forget the old repository would refuse the new one: init must say so, and mend it when it is run again.
+func TestInitNewIsDoneWhenTheHostHasForgottenTheOldRepository(t *testing.T) {
+	p := newBackupPlace(t)
+	known := p.id()
+	wipe(t, p.dir)
+	lock := filepath.Join(memory(t), "known.json.lock")
+	wipe(t, lock)
+	if err := os.Mkdir(lock, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	again := []string{"backup", "init", p.dir, "--new", "--key-file", p.key}
+	invoke(again...).wants(t, 1, known, "run the command again")
+	invoke("backup", "list", p.dir, "--key-file", p.key).wants(t, 7, known)
+	wipe(t, lock)
+	p.must(again...)
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+}
+
+// Whoever says --new where the repository is must not lose what the host knows of it.
+func TestInitNewChangesNothingWhereTheRepositoryIs(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.views()
+	file := filepath.Join(memory(t), "known.json")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.must("backup", "init", p.dir, "--new", "--key-file", p.key)
+	if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
+		t.Errorf("%v\n%s\nand before\n%s", err, after, before)
+	}
+}
+
+// id is the repository's.
+func (p *backupPlace) id() string {
+	p.t.Helper()
+	var view repositoryView
+	text := p.must("--json", "backup", "init", p.dir, "--key-file", p.key)
+	if err := json.Unmarshal([]byte(text), &view); err != nil {
+		p.t.Fatal(err)
+	}
+	return view.ID
+}
+
+func TestInitRefusesPlacesThatHoldAnythingElse(t *testing.T) {
+	p := newBackupPlace(t)
+	for _, name := range []string{"README", "Documents/", ".ssh/", "notes.txt", "a b", "config/"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, name)
+		if strings.HasSuffix(name, "/") {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			rewrite(t, path, "")
+		}
+		invoke("backup", "init", dir, "--key-file", p.key).wants(t, 4, `"`+strings.TrimSuffix(name, "/")+`"`)
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+			t.Errorf("%s: %v, %v", name, left, err)
+		}
+	}
+}
+
+// What a filesystem and an init that was cut short leave behind is in nobody's way.
+func TestInitAcceptsWhatItLeavesBehind(t *testing.T) {
+	p := newBackupPlace(t)
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	objects, err := dirstore.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer objects.Close()
+	if err := store.Probe(t.Context(), objects); err != nil {
+		t.Fatal(err)
+	}
+	if err := objects.Put(t.Context(), "probe/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.must("backup", "init", dir, "--key-file", p.key)
+}
+
+func TestInitNamesTheRepairOfADamagedConfig(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	config := filepath.Join(p.dir, repo.ConfigName)
+	hint := "orlop backup repair '" + p.url() + "'"
+	for _, anew := range []bool{false, true} {
+		args := []string{"backup", "init", p.dir, "--key-file", p.key}
+		if anew {
+			args = append(args, "--new")
+		}
+		rewrite(t, config, "x")
+		invoke(args...).wants(t, 7, hint)
+		wipe(t, config)
+		invoke(args...).wants(t, 4, hint)
+	}
+}
+
+func TestRepairSaysWhatOtherCommandsSayWhereItCannotBegin(t *testing.T) {
+	p := newBackupPlace(t)
+	empty := t.TempDir()
+	for _, dir := range []string{empty, filepath.Join(empty, "no")} {
+		list, repair := invoke("backup", "list", dir, "--key-file", p.key), invoke("backup", "repair", dir, "--key-file", p.key)
+		if repair != list {
+			t.Errorf("want\n%s\nhave\n%s", list, repair)
+		}
+		repair.wants(t, 3, "orlop backup init", "is the disk mounted?")
+	}
+	invoke("backup", "repair", p.dir).wants(t, 2, "--key-file FILE")
+}
+
+// breakHead damages the newest head of a lineage, so that nothing of it can be read.
+func (p *backupPlace) breakHead(lineage string) {
+	p.t.Helper()
+	heads := filepath.Join(p.dir, "lineages", lineage, "heads")
+	rewrite(p.t, filepath.Join(heads, newestIn(p.t, heads)), "x")
+}
+
+// breakData damages what a lineage holds of the contents of volumes.
+func (p *backupPlace) breakData(lineage string) {
+	p.t.Helper()
+	packs, err := filepath.Glob(filepath.Join(p.dir, "lineages", lineage, "sessions", "*", "*.data"))
+	if err != nil || len(packs) == 0 {
+		p.t.Fatalf("%q, %v", packs, err)
+	}
+	for _, path := range packs {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		data[len(data)/2] ^= 1
+		rewrite(p.t, path, string(data))
+	}
+}
+
+func idOf(url string) string {
+	_, id, _ := strings.Cut(url, "backup=")
+	id, _, _ = strings.Cut(id, "&")
+	return id
+}
+
+func TestADamagedLineageKeepsPruneFromNoOther(t *testing.T) {
+	p := newBackupPlace(t)
+	var gone []string
+	for _, id := range []string{"id-1", "id-2", "id-3"} {
+		gone = append(gone, idOf(p.back(id, id, backupTime, contents(1))))
+		p.back(id, id, backupTime.Add(time.Hour), contents(2))
+	}
+	p.breakHead("id-2")
+	got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key)
+	got.wants(t, 7, "forgot "+gone[0], "forgot "+gone[2], "id-2", "forgot 2 backups, kept 2")
+	if got := invoke("--json", "backup", "list", p.dir, "--key-file", p.key); strings.Count(got.stdout, `"url"`) != 2 {
+		t.Errorf("%s", got)
+	}
+}
+
+// What Thin refuses to remove must not be printed as forgotten.
+func TestPruneNamesOnlyWhatIsForgotten(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.back("db", "id-1", backupTime.Add(time.Hour), contents(2))
+	packs, err := filepath.Glob(filepath.Join(p.dir, "lineages", "id-1", "sessions", "*", "*.data"))
+	if err != nil || len(packs) == 0 {
+		t.Fatalf("%q, %v", packs, err)
+	}
+	for _, pack := range packs {
+		wipe(t, pack)
+	}
+	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key).wants(t, 7, "forgot 0 backups, kept 2")
+	if left := p.views(); len(left) != 2 {
+		t.Errorf("%+v", left)
+	}
+}
+
+func TestPruneRefusesFiltersThatAreEmptyOrMatchNothing(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.back("db", "id-1", backupTime.Add(time.Hour), contents(2))
+	for _, test := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--volume-name", ""}, 2, "--volume-name"},
+		{[]string{"--host", ""}, 2, "--host"},
+		{[]string{"--volume-name", "dbb"}, 3, `"dbb"`},
+		{[]string{"--host", "h2"}, 3, `"h2"`},
+		{[]string{"--volume-name", "db", "--host", "h2"}, 3, `"h2"`},
+		{[]string{"--volume-name", "dbb", "--dry-run"}, 3, `"dbb"`},
+	} {
+		invoke(append([]string{"backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key}, test.args...)...).wants(t, test.code, test.says)
+	}
+	if left := p.views(); len(left) != 2 {
+		t.Errorf("%+v", left)
+	}
+	p.must("backup", "prune", p.dir, "--keep-last", "1", "--volume-name", "db", "--host", "h1", "--key-file", p.key)
+	invoke("backup", "verify", p.dir, "--sample", "", "--key-file", p.key).wants(t, 2, "--sample")
+}
+
+func TestADamagedLineageBlocksNoVolumeOfAnother(t *testing.T) {
+	p := newBackupPlace(t)
+	hurt := p.back("db", "id-1", backupTime, contents(1))
+	good := p.back("web", "id-2", backupTime, contents(2))
+	p.breakHead("id-1")
+	image := filepath.Join(t.TempDir(), "image")
+	for _, args := range [][]string{{"inspect", p.dir + "?volume=web"}, {"verify", p.dir + "?volume=web", "--data"}, {"restore", p.dir + "?volume=web", "--to-file", image}} {
+		got := invoke(append(append([]string{"backup"}, args...), "--key-file", p.key)...)
+		got.wants(t, 0, `"web"`, "id-1")
+		if len(got.warnings()) != 1 {
+			t.Errorf("%v: %s", args, got)
+		}
+	}
+	p.must("backup", "inspect", good, "--key-file", p.key)
+	invoke("backup", "inspect", p.dir+"?volume=db", "--key-file", p.key).wants(t, 7, `"db"`, "backup=ID", "id-1")
+	invoke("backup", "inspect", hurt, "--key-file", p.key).wants(t, 7, "id-1")
+}
+
+// What verify found before it could look no further is worth as much.
+func TestVerifyTellsWhatItFoundBeforeItFailed(t *testing.T) {
+	p := newBackupPlace(t)
+	url := p.back("db", "id-1", backupTime, contents(1))
+	unwritable := filepath.Join(memory(t), "verified.json.lock")
+	if err := os.Mkdir(unwritable, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, damaged := range []bool{false, true} {
+		if damaged {
+			p.breakData("id-1")
+		}
+		got := invoke("backup", "verify", p.dir, "--data", "--key-file", p.key)
+		got.wants(t, 1, unwritable)
+		if told := strings.Contains(got.stdout, idOf(url)); told != damaged || damaged == (got.stdout == "") {
+			t.Errorf("%s", got)
+		}
+	}
+}
+
+func TestVerifyOfOneBackupJudgesThatOnly(t *testing.T) {
+	p := newBackupPlace(t)
+	hurt := p.back("db", "id-1", backupTime, contents(1))
+	p.breakData("id-1")
+	good := p.back("db", "id-1", backupTime.Add(time.Hour), contents(2))
+	invoke("backup", "verify", p.dir, "--data", "--key-file", p.key).wants(t, 7, idOf(hurt))
+	invoke("backup", "verify", hurt, "--data", "--key-file", p.key).wants(t, 7, idOf(hurt))
+	p.must("backup", "verify", good, "--data", "--key-file", p.key)
+	wipe(t, filepath.Join(p.dir, repo.ConfigName))
+	invoke("backup", "verify", good, "--key-file", p.key).wants(t, 7, repo.ConfigName)
+}
+
+func TestFindingsAreAboutABackupIfTheyHurtIt(t *testing.T) {
+	one := &repo.Backup{Lineage: "l", Record: "one"}
+	for _, test := range []struct {
+		finding repo.Finding
+		only    *repo.Backup
+		want    bool
+	}{
+		{repo.Finding{Object: "lineages/l/sessions/s/1.data"}, nil, true},
+		{repo.Finding{Object: "lineages/l/sessions/s/1.data"}, one, false},
+		{repo.Finding{Object: "lineages/l/sessions/s/1.data", Backups: []string{"l.two"}}, one, false},
+		{repo.Finding{Object: "lineages/l/sessions/s/1.data", Backups: []string{"l.two", "l.one"}}, one, true},
+		{repo.Finding{Object: repo.ConfigName}, one, true},
+		{repo.Finding{Object: repo.HeadName("l", 7)}, one, true},
+		{repo.Finding{Object: repo.HeadName("other", 7)}, one, false},
+	} {
+		if got := hurts(repo.Report{Findings: []repo.Finding{test.finding}}, test.only); got != test.want {
+			t.Errorf("%+v: %t", test.finding, got)
+		}
+	}
+	if hurts(repo.Report{}, nil) || hurts(repo.Report{}, one) {
+		t.Error("nothing was found")
+	}
+}
+
+// A repair that failed has not found everything in order.
+func TestARepairThatFailedPrintsNoSuccess(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	other := p.dir + "-too"
+	p.must("backup", "init", other, "--key-file", p.key)
+	config, err := os.ReadFile(filepath.Join(other, repo.ConfigName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, filepath.Join(p.dir, repo.ConfigName), string(config))
+	wipe(t, filepath.Join(os.Getenv("XDG_CACHE_HOME"), "orlop"))
+	for _, args := range [][]string{{"backup", "repair"}, {"--json", "backup", "repair"}} {
+		if got := invoke(append(args, p.dir, "--key-file", p.key)...); got.code != 7 || got.stdout != "" {
+			t.Errorf("%s", got)
+		}
+	}
+}
+
+func TestRepairExitsWithDamageAsLongAsDataIsLost(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.breakData("id-1")
+	for _, flags := range [][]string{{"--dry-run"}, nil, {"--dry-run"}} {
+		got := invoke(append([]string{"--json", "backup", "repair", p.dir, "--key-file", p.key}, flags...)...)
+		var steps []repo.Step
+		if err := json.Unmarshal([]byte(got.stdout), &steps); err != nil || got.code != 7 || got.stderr != "" || len(steps) != 1 || !steps[0].Lost || steps[0].Done {
+			t.Errorf("%v: %v\n%s", flags, err, got)
+		}
+	}
+	for _, flag := range []string{"--dry-run", "--drop-damaged"} {
+		if text := p.must("--json", "backup", "repair", p.dir, "--drop-damaged", "--key-file", p.key, flag); strings.Contains(text, `"lost": true`) {
+			t.Errorf("%s: %s", flag, text)
+		}
+	}
+}
+
+// What is only to be done is no damage that stays.
+func TestADryRunOfARepairThatLosesNothingSucceeds(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	wipe(t, filepath.Join(p.dir, repo.ConfigName))
+	for _, args := range [][]string{{"--dry-run"}, {}} {
+		invoke(append([]string{"backup", "repair", p.dir, "--key-file", p.key}, args...)...).wants(t, 0, repo.ConfigName)
+	}
+}
+
+func TestURLsInJSONCanBeCopied(t *testing.T) {
+	p := newBackupPlace(t)
+	url := p.back("db", "id-1", backupTime, contents(1))
+	image := filepath.Join(t.TempDir(), "image <&>")
+	for _, args := range [][]string{
+		{"backup", "inspect", url}, {"backup", "inspect", url, url}, {"--json", "backup", "list", p.dir},
+		{"--json", "backup", "restore", url, "--to-file", image}, {"--json", "backup", "restore", url, "--to-file", image},
+	} {
+		got := invoke(append(args, "--key-file", p.key)...)
+		text := got.stdout + got.stderr
+		if strings.Contains(text, `\u00`) || !strings.Contains(text, url) && !strings.Contains(text, image) {
+			t.Errorf("%v: %s", args, got)
+		}
+	}
+}
