@@ -156,7 +156,7 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if _, err := p.repository(ctx.Context); err != nil {
 				return err
 			}
-			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory()}
+			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory(), Cache: p.local.dir}
 			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", at, err)
@@ -268,6 +268,9 @@ type pruneView struct {
 // stalledAfter is how long another host's session must show nothing new before prune ends it.
 const stalledAfter = 24 * time.Hour
 
+// wasteful is the part of a pack that nobody needs for which prune writes the rest into a new one.
+const wasteful = 0.25
+
 // prune applies a policy to every volume, and frees what no backup needs. What fails in one lineage keeps it from no other.
 func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) error {
 	view := pruneView{Removed: []backupView{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
@@ -348,7 +351,18 @@ func (p *pruner) prune(lineage string, dryRun bool) error {
 	}
 	collected, err := p.r.Collect(p.ctx.Context, lineage, stalled)
 	p.freed = collected.Freed
-	return err
+	if err != nil {
+		return err
+	}
+	compacted, err := p.r.Compact(p.ctx.Context, lineage, wasteful)
+	if err != nil || compacted.Replaced == 0 {
+		return err
+	}
+	if _, err := p.r.Collect(p.ctx.Context, lineage, stalled); err != nil {
+		return err
+	}
+	p.freed += compacted.Saved
+	return nil
 }
 
 // choose names the records that go, and notes what it decided.

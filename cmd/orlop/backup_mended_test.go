@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -497,5 +498,44 @@ func TestURLsInJSONCanBeCopied(t *testing.T) {
 		if strings.Contains(text, `\u00`) || !strings.Contains(text, url) && !strings.Contains(text, image) {
 			t.Errorf("%v: %s", args, got)
 		}
+	}
+}
+
+// Of the first backup's pack a quarter is needed by the second.
+func TestPruneWritesWhatIsNeededOfWastefulPacksAnew(t *testing.T) {
+	p := newBackupPlace(t)
+	data := make([]byte, 40*repo.MinChunk)
+	source := rand.NewChaCha8([32]byte{1})
+	_, _ = source.Read(data)
+	p.back("db", "id-1", backupTime, data)
+	_, _ = source.Read(data[:30*repo.MinChunk])
+	url := p.back("db", "id-1", backupTime.Add(time.Hour), data)
+	stored := func() (size int64) {
+		packs, err := filepath.Glob(filepath.Join(p.dir, "lineages", "*", "sessions", "*", "*.data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pack := range packs {
+			info, err := os.Stat(pack)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size += info.Size()
+		}
+		return size
+	}
+	before := stored()
+	var view struct{ Freed int64 }
+	if err := json.Unmarshal([]byte(p.must("--json", "backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key)), &view); err != nil {
+		t.Fatal(err)
+	}
+	now := stored()
+	if limit := int64(len(data)) * 11 / 10; now > limit || view.Freed < (before-now)*9/10 {
+		t.Errorf("%d bytes of %d are left, at most %d are wanted; freed %d", now, before, limit, view.Freed)
+	}
+	p.restores(url)
+	p.must("backup", "verify", p.dir, "--data", "--key-file", p.key)
+	if got := p.must("backup", "prune", p.dir, "--key-file", p.key); !strings.Contains(got, "freed 0 B") {
+		t.Errorf("a second time: %s", got)
 	}
 }
