@@ -26,33 +26,54 @@ func parseDestination(text string) (destination, error) {
 	return d, err
 }
 
-// splitDestination reads a destination, with a query behind it or not.
+// splitDestination reads a destination, with a query behind it or not. A text that begins like a scheme or like a host,
+// as s3:bucket and user@nas:dir do, is never taken for a directory.
 func splitDestination(text string) (d destination, query string, err error) {
-	scheme, rest, ok := strings.Cut(text, "://")
-	if !ok {
-		path, query, _ := strings.Cut(text, "?")
-		if path == "" || strings.ContainsRune(path, 0) {
-			return destination{}, "", fault.Errorf(fault.ErrInvalid, "destination %q: this is no path: %s", text, destinationHelp)
-		}
-		dir, err := filepath.Abs(path)
-		if err != nil {
-			return destination{}, "", fmt.Errorf("destination %q: %w", text, err)
-		}
-		return destination{dir}, query, nil
+	place, query, _ := strings.Cut(text, "?")
+	scheme, rest, ok := strings.Cut(place, ":")
+	switch {
+	case !ok || strings.Contains(scheme, "/"):
+		d, err = directory(place)
+	case strings.HasPrefix(rest, "//"):
+		d, err = schemeDestination(strings.ToLower(scheme), rest[len("//"):])
+	default:
+		err = fault.Errorf(fault.ErrInvalid, "there is a colon before the first slash: %s; say ./%s for a directory of this name", destinationHelp, place)
 	}
+	if err != nil {
+		return destination{}, "", fmt.Errorf("destination %q: %w", text, err)
+	}
+	return d, query, nil
+}
+
+// directory is the destination of a path.
+func directory(path string) (destination, error) {
+	if path == "" || strings.ContainsRune(path, 0) {
+		return destination{}, fault.Errorf(fault.ErrInvalid, "this is no path: %s", destinationHelp)
+	}
+	dir, err := filepath.Abs(path)
+	return destination{dir}, err
+}
+
+// schemeDestination is the destination of what follows a scheme, in lower case, and its two slashes.
+func schemeDestination(scheme, rest string) (destination, error) {
 	switch scheme {
 	case "file", "vfs":
 	case "s3":
-		return destination{}, "", fault.Errorf(fault.ErrUnsupported, "destination %q: buckets are not supported yet: %s", text, destinationHelp)
+		return destination{}, fault.Errorf(fault.ErrUnsupported, "buckets are not supported yet: %s", destinationHelp)
 	default:
-		return destination{}, "", fault.Errorf(fault.ErrInvalid, "destination %q: the scheme %q is not known: %s", text, scheme, destinationHelp)
+		return destination{}, fault.Errorf(fault.ErrInvalid, "the scheme %q is not known: %s", scheme, destinationHelp)
 	}
-	path, query, _ := strings.Cut(rest, "?")
-	dir, err := url.PathUnescape(path)
-	if err != nil || !filepath.IsAbs(dir) || strings.ContainsRune(dir, 0) {
-		return destination{}, "", fault.Errorf(fault.ErrInvalid, "destination %q: no absolute path follows %s://: %s", text, scheme, destinationHelp)
+	if host, path, ok := strings.Cut(rest, "/"); ok && strings.EqualFold(host, "localhost") {
+		rest = "/" + path
 	}
-	return destination{filepath.Clean(dir)}, query, nil
+	dir, err := url.PathUnescape(rest)
+	if err != nil {
+		return destination{}, fault.Errorf(fault.ErrInvalid, "%w: write %%25 for a percent sign", err)
+	}
+	if !filepath.IsAbs(dir) || strings.ContainsRune(dir, 0) {
+		return destination{}, fault.Errorf(fault.ErrInvalid, "no absolute path follows %s://: %s", scheme, destinationHelp)
+	}
+	return destination{filepath.Clean(dir)}, nil
 }
 
 // String is the destination's URL, the same however it was written.
