@@ -277,7 +277,7 @@ func TestInitMakesOneRepositoryAndNeverTwo(t *testing.T) {
 		{[]string{filepath.Dir(p.dir), "--key-file", p.key}, 4}, // not empty
 		{[]string{filepath.Join(p.dir, "no", "such"), "--key-file", p.key}, 3},
 		{[]string{p.dir, "--key-file", filepath.Join(p.dir, "no")}, 3},
-		{[]string{p.dir, "--key-file", p.dir}, 1},
+		{[]string{p.dir, "--key-file", p.dir}, 2},
 		{[]string{"s3://bucket", "--key-file", p.key}, 8},
 	} {
 		if got := invoke(append([]string{"backup", "init"}, test.args...)...); got.code != test.code {

@@ -47,3 +47,34 @@ func TestDestinationsMayHaveColonsBehindASlashSchemesInCapitalsAndLocalhost(t *t
 		}
 	}
 }
+
+func TestAKeyGivenWhereNoneIsWantedIsNamedByWhereItComesFrom(t *testing.T) {
+	p := newBackupPlace(t)
+	plain := filepath.Join(t.TempDir(), "plain")
+	p.must("backup", "init", plain, "--unencrypted")
+	t.Setenv("ORLOP_KEY_FILE", p.key)
+	got := invoke("backup", "list", plain)
+	if got.code != 2 || !strings.Contains(got.stderr, "ORLOP_KEY_FILE") || !strings.Contains(got.stderr, "--key-file ''") {
+		t.Errorf("%s", got)
+	}
+	p.must("backup", "list", plain, "--key-file", "")
+	p.must("backup", "list", plain, "--key-file=")
+	p.must("backup", "init", plain, "--unencrypted", "--key-file", "")
+}
+
+func TestKeyFilesAreReadWithSpaceAtTheEndAndNeverFromDirectories(t *testing.T) {
+	p := newBackupPlace(t)
+	key, err := os.ReadFile(p.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, p.key, strings.TrimSpace(string(key))+" \r\n")
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+	if got := invoke("backup", "list", p.dir, "--key-file", p.dir); got.code != 2 || !strings.Contains(got.stderr, p.dir+" is a directory") {
+		t.Errorf("%s", got)
+	}
+	missing := filepath.Join(t.TempDir(), "no")
+	if got := invoke("key", "create", filepath.Join(missing, "k")); got.code != 3 || !strings.Contains(got.stderr, "directory "+missing+" is not there") {
+		t.Errorf("%s", got)
+	}
+}

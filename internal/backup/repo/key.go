@@ -24,7 +24,7 @@ import (
 //
 // The 56 characters are base32 (RFC 4648, A-Z and 2-7, which has no 0, 1, 8 or 9 to mistake for a letter) of the 32
 // bytes of the key and the first 3 bytes of SHA-256("orlop-1 key checksum" followed by the key). The newline may be
-// missing; nothing else may differ.
+// missing, and spaces, tabs, carriage returns and newlines may stand at the end; nothing else may differ.
 const (
 	keyMagic      = "ORLOP-KEY-1"
 	keyGroup      = 4
@@ -72,7 +72,7 @@ func keyChecksum(secret []byte) []byte {
 // parseKey reads a key file's content. It fails with fault.ErrCorrupt if the checksum does not match and with
 // fault.ErrInvalid if this is no key file. Its errors never show the content.
 func parseKey(text []byte) (*Key, error) {
-	line := strings.TrimSuffix(string(text), "\n")
+	line := strings.TrimRight(string(text), " \t\r\n")
 	grouped, ok := strings.CutPrefix(line, keyMagic+" ")
 	if !ok {
 		return nil, fault.Errorf(fault.ErrInvalid, "it does not begin with %q", keyMagic+" ")
@@ -86,7 +86,7 @@ func parseKey(text []byte) (*Key, error) {
 	if !bytes.Equal(decoded[len(key.secret):], keyChecksum(key.secret[:])) {
 		return nil, fault.Errorf(fault.ErrCorrupt, "its checksum does not match: a character was changed in copying")
 	}
-	if strings.TrimSuffix(string(key.text()), "\n") != line {
+	if string(key.text()) != line+"\n" {
 		return nil, fault.Errorf(fault.ErrInvalid, "the characters are not in 14 groups of 4 with hyphens between them, on one line")
 	}
 	return key, nil
@@ -94,11 +94,14 @@ func parseKey(text []byte) (*Key, error) {
 
 // WriteFile creates the key's file with mode 0600. The file is durable on return, and gone again if it cannot be
 // written; cut short by a crash it may be left incomplete, which ReadKeyFile refuses. A file that is there already is never
-// touched: fault.ErrExists.
+// touched: fault.ErrExists. Without the directory it is fault.ErrNotFound.
 func (k *Key) WriteFile(path string) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fault.Errorf(fault.ErrExists, "key file %s is there already", path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.Errorf(fault.ErrNotFound, "create key file %s: directory %s is not there", path, filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("create key file: %w", err)
@@ -114,8 +117,9 @@ func (k *Key) WriteFile(path string) error {
 }
 
 // ReadKeyFile reads a key's file. It fails with fault.ErrNotFound if there is none, with fault.ErrCorrupt if its checksum
-// does not match, and with fault.ErrInvalid if it is not a key file or is open to others. As ssh does, it refuses a file of the caller's own that the group or others may
-// read or write, and lets one of another owner be: secrets that a container's runtime mounts are such.
+// does not match, and with fault.ErrInvalid if it is not a key file or is open to others. As ssh does, it refuses a file
+// of the caller's own that the group or others may read or write, and lets one of another owner be: secrets that a
+// container's runtime mounts are such.
 func ReadKeyFile(path string) (*Key, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -128,6 +132,9 @@ func ReadKeyFile(path string) (*Key, error) {
 	info, err := file.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("open key file: %w", err)
+	}
+	if info.IsDir() {
+		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is a directory", path)
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o077 != 0 {
 		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())

@@ -66,7 +66,7 @@ def decompress(content, length):
 
 def read_key(path):
     with open(path, encoding="ascii") as file:
-        line = file.read().removesuffix("\n")
+        line = file.read().rstrip(" \t\r\n")
     magic, _, digits = line.partition(" ")
     expect(magic == "ORLOP-KEY-1", "no key file")
     raw = base64.b32decode(digits.replace("-", ""))
