@@ -26,11 +26,18 @@ type Policy struct {
 // IsZero tells whether the policy has no rule.
 func (p Policy) IsZero() bool { return p == Policy{} }
 
-// Check fails with fault.ErrInvalid if a number is negative.
+// Check fails with fault.ErrInvalid if a number is negative, and names the flag that it came from.
 func (p Policy) Check() error {
-	for _, n := range []int{p.Last, p.Hourly, p.Daily, p.Weekly, p.Monthly, p.Yearly, p.Within.Years, p.Within.Months, p.Within.Days, p.Within.Hours} {
-		if n < 0 {
-			return fault.Errorf(fault.ErrInvalid, "retention: %d: must not be negative", n)
+	for _, rule := range []struct {
+		flag  string
+		count int
+	}{
+		{"--keep-last", p.Last}, {"--keep-hourly", p.Hourly}, {"--keep-daily", p.Daily}, {"--keep-weekly", p.Weekly},
+		{"--keep-monthly", p.Monthly}, {"--keep-yearly", p.Yearly},
+		{"--keep-within", min(p.Within.Years, p.Within.Months, p.Within.Days, p.Within.Hours)},
+	} {
+		if rule.count < 0 {
+			return fault.Errorf(fault.ErrInvalid, "%s %d: must not be negative", rule.flag, rule.count)
 		}
 	}
 	return nil
@@ -66,10 +73,10 @@ func (s Span) String() (text string) {
 const spanMax = 100000
 
 // ParseSpan reads numbers with a letter each, as in "2y5m7d3h": years, months, days and hours. It fails with
-// fault.ErrInvalid.
+// fault.ErrInvalid, and names the flag that takes it.
 func ParseSpan(text string) (Span, error) {
 	var s Span
-	invalid := fault.Errorf(fault.ErrInvalid, "duration %q: want numbers of years, months, days and hours, as in 1y6m7d12h", text)
+	invalid := fault.Errorf(fault.ErrInvalid, "--keep-within %q: want numbers of years, months, days and hours, as in 1y6m7d12h", text)
 	seen := map[byte]bool{}
 	for rest := text; rest != ""; {
 		digits := 0
@@ -134,13 +141,15 @@ type Verdict struct {
 	Doubt error
 }
 
-// clockGap is how long after its predecessor a newest backup may be before its clock is doubted.
+// clockGap is how long after its predecessor a newest backup may be, however often there were backups, before its clock
+// is doubted.
 const clockGap = 30 * 24 * time.Hour
 
 // Retain applies a policy to the backups of one lineage, for each volume by itself. The order of backups is that of
 // their sequence numbers, whatever the clocks said. The newest backup of a volume is always kept, and so is the newest
 // that hurt, which may be nil, does not report as damaged. If now is before the newest backup of a volume, or that is
-// more than 30 days after the one before it, some clock was wrong: Verdict.Doubt, unless force.
+// more than 30 days after the one before it and more than twice the usual gap, some clock was wrong: Verdict.Doubt,
+// unless force.
 func Retain(backups []*Backup, policy Policy, now time.Time, hurt func(*Backup) bool, force bool) []Verdict {
 	volumes := map[string][]*Backup{}
 	for _, b := range backups {
@@ -179,11 +188,29 @@ func doubt(backups []*Backup, now time.Time) error {
 		return fmt.Errorf("volume %q: its newest backup %s is of %s, and now is %s: %s", newest.Volume.Name, newest.ID(),
 			newest.Created.Format(time.RFC3339), now.UTC().Format(time.RFC3339), hint)
 	}
-	if len(backups) > 1 && newest.Created.Sub(backups[1].Created) > clockGap {
-		return fmt.Errorf("volume %q: its newest backup %s is of %s, more than 30 days after the one before, of %s: %s",
-			newest.Volume.Name, newest.ID(), newest.Created.Format(time.RFC3339), backups[1].Created.Format(time.RFC3339), hint)
+	if len(backups) == 1 {
+		return nil
+	}
+	before := backups[1]
+	if gap := newest.Created.Sub(before.Created); gap > clockGap && gap > 2*usualGap(backups[1:]) {
+		return fmt.Errorf("volume %q: its newest backup %s is of %s, %d days after the one before, %s of %s: %s", newest.Volume.Name,
+			newest.ID(), newest.Created.Format(time.RFC3339), gap/(24*time.Hour), before.ID(), before.Created.Format(time.RFC3339), hint)
 	}
 	return nil
+}
+
+// usualGap is the longer of the two gaps between the three newest of these backups, given with the newest first. Older
+// ones do not count: retention has thinned them. A single backup, as monthly ones with a rule of one leave it, passes for
+// a monthly one.
+func usualGap(backups []*Backup) time.Duration {
+	if len(backups) == 1 {
+		return clockGap
+	}
+	usual := backups[0].Created.Sub(backups[1].Created)
+	if len(backups) > 2 {
+		usual = max(usual, backups[1].Created.Sub(backups[2].Created))
+	}
+	return usual
 }
 
 // keep tells which backups, given with the newest first, the policy keeps.

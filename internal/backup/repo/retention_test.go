@@ -153,23 +153,71 @@ func TestOrderIsBySequenceWhateverTheClocksSaid(t *testing.T) {
 func TestClocksThatCannotBeRightStopRetentionUnlessForced(t *testing.T) {
 	now := at(t, "2026-02-01 00:00")
 	for name, times := range map[string][]time.Time{
-		"the newest is of next year":                 {at(t, "2026-01-30 08:00"), at(t, "2027-01-31 08:00")},
-		"now is a year before all of them":           {at(t, "2027-01-30 08:00"), at(t, "2027-01-31 08:00")},
-		"the newest is 31 days after the one before": {at(t, "2025-11-01 08:00"), at(t, "2025-12-30 08:00"), at(t, "2026-01-31 08:00")},
+		"the newest is of next year":               {at(t, "2026-01-30 08:00"), at(t, "2027-01-31 08:00")},
+		"now is a year before all of them":         {at(t, "2027-01-30 08:00"), at(t, "2027-01-31 08:00")},
+		"daily ones, then one of 31 days later":    {at(t, "2025-12-29 08:00"), at(t, "2025-12-30 08:00"), at(t, "2026-01-30 08:00")},
+		"monthly ones, then one of 3 months later": {at(t, "2025-09-01 08:00"), at(t, "2025-10-01 08:00"), at(t, "2026-01-01 08:00")},
+		"two only, 61 days apart":                  {at(t, "2025-11-01 08:00"), at(t, "2026-01-01 08:00")},
+		"yearly ones that rules left, then daily ones": {at(t, "2023-12-31 08:00"), at(t, "2024-12-31 08:00"), at(t, "2025-12-19 08:00"),
+			at(t, "2025-12-20 08:00"), at(t, "2025-12-21 08:00"), at(t, "2026-01-31 08:00")},
 	} {
 		backups := dated("v", times...)
 		v := Retain(backups, Policy{Last: 1}, now, nil, false)[0]
-		if v.Doubt == nil || !strings.Contains(v.Doubt.Error(), "--force") || len(v.Remove) != 0 || len(v.Keep) != len(backups) {
-			t.Errorf("%s: doubt %v, removes %v", name, v.Doubt, records(v.Remove))
+		if v.Doubt == nil || len(v.Remove) != 0 || len(v.Keep) != len(backups) {
+			t.Fatalf("%s: doubt %v, removes %v", name, v.Doubt, records(v.Remove))
+		}
+		newest := backups[len(backups)-1]
+		for _, text := range []string{"--force", `"db"`, newest.ID(), newest.Created.Format(time.RFC3339)} {
+			if !strings.Contains(v.Doubt.Error(), text) {
+				t.Errorf("%s: want %q in %v", name, text, v.Doubt)
+			}
 		}
 		v = Retain(backups, Policy{Last: 1}, now, nil, true)[0]
 		if v.Doubt != nil || len(v.Keep) != 1 {
 			t.Errorf("%s, forced: doubt %v, keeps %v", name, v.Doubt, records(v.Keep))
 		}
 	}
-	exact := dated("v", at(t, "2026-01-01 08:00"), at(t, "2026-01-31 08:00"))
-	if v := Retain(exact, Policy{Last: 1}, now, nil, false)[0]; v.Doubt != nil {
-		t.Errorf("30 days: %v", v.Doubt)
+}
+
+func TestADoubtedGapIsToldWithBothBackups(t *testing.T) {
+	backups := dated("v", at(t, "2025-01-01 08:00"), at(t, "2026-01-01 08:00"))
+	v := Retain(backups, Policy{Last: 1}, at(t, "2026-02-01 00:00"), nil, false)[0]
+	for _, text := range []string{"l.r0", "2025-01-01T08:00:00Z", "l.r1", "2026-01-01T08:00:00Z", "365 days"} {
+		if v.Doubt == nil || !strings.Contains(v.Doubt.Error(), text) {
+			t.Errorf("want %q in %v", text, v.Doubt)
+		}
+	}
+}
+
+func TestRegularBackupsAreNeverDoubted(t *testing.T) {
+	now := at(t, "2026-02-01 00:00")
+	for name, times := range map[string][]time.Time{
+		"two, 30 days apart":                  {at(t, "2026-01-01 08:00"), at(t, "2026-01-31 08:00")},
+		"the first two of monthly ones":       {at(t, "2025-07-01 08:00"), at(t, "2025-08-01 08:00")},
+		"monthly ones with February":          {at(t, "2025-02-01 08:00"), at(t, "2025-03-01 08:00"), at(t, "2025-04-01 08:00")},
+		"monthly ones, of which one failed":   {at(t, "2025-07-01 08:00"), at(t, "2025-08-01 08:00"), at(t, "2025-10-01 08:00")},
+		"monthly ones with one by hand":       {at(t, "2025-06-01 08:00"), at(t, "2025-06-30 10:00"), at(t, "2025-07-01 08:00"), at(t, "2025-08-01 08:00")},
+		"quarterly ones":                      {at(t, "2025-04-01 08:00"), at(t, "2025-07-01 08:00"), at(t, "2025-10-01 08:00")},
+		"daily ones after a holiday of weeks": {at(t, "2025-12-31 08:00"), at(t, "2026-01-01 08:00"), at(t, "2026-01-29 08:00")},
+	} {
+		v := Retain(dated("v", times...), Policy{Last: 1}, now, nil, false)[0]
+		if v.Doubt != nil || len(v.Keep) != 1 {
+			t.Errorf("%s: doubt %v, keeps %v", name, v.Doubt, records(v.Keep))
+		}
+	}
+}
+
+func TestNegativeRulesAreNamedByTheirFlags(t *testing.T) {
+	for flag, policy := range map[string]Policy{
+		"--keep-last -1:": {Last: -1}, "--keep-hourly -2:": {Hourly: -2}, "--keep-daily -3:": {Daily: -3}, "--keep-weekly -4:": {Weekly: -4},
+		"--keep-monthly -5:": {Monthly: -5}, "--keep-yearly -6:": {Yearly: -6}, "--keep-within -7:": {Within: Span{Hours: -7}},
+	} {
+		if err := policy.Check(); !fault.Is(err, fault.ErrInvalid) || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%+v: %v", policy, err)
+		}
+	}
+	if _, err := ParseSpan("5w"); err == nil || !strings.Contains(err.Error(), `--keep-within "5w"`) {
+		t.Errorf("%v", err)
 	}
 }
 
