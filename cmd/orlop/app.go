@@ -99,6 +99,9 @@ func (c *cli) app() *urfave.App {
 		for _, c := range append(command.Subcommands, command) {
 			c.OnUsageError = usageError
 			c.HideHelpCommand = true
+			if takesDestination(c) {
+				c.Description = strings.Replace(c.Description, "Example: ", environmentHelp+"Example: ", 1)
+			}
 		}
 	}
 	return app
@@ -108,19 +111,32 @@ func usageError(_ *urfave.Context, err error, _ bool) error {
 	return fault.Errorf(fault.ErrInvalid, "%w (see 'orlop help' or COMMAND --help)", err)
 }
 
-// unknownCommand answers what is no command; without any argument it shows the help.
+// unknownCommand answers what is no command, of the program or of a group; without any argument it shows the help.
 func unknownCommand(ctx *urfave.Context) error {
-	name := ctx.Args().First()
-	if ctx.NArg() == 0 || name == "help" {
-		return urfave.ShowAppHelp(ctx)
+	group := commandPath(ctx)
+	switch {
+	case ctx.NArg() > 0 && group != "":
+		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop %s --help'", ctx.Args().First(), group)
+	case ctx.NArg() > 0:
+		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", ctx.Args().First())
+	case group != "":
+		return urfave.ShowSubcommandHelp(ctx)
 	}
-	return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", name)
+	return urfave.ShowAppHelp(ctx)
 }
+
+// environmentHelp is in the help of each command that takes a destination.
+const environmentHelp = "In the environment, ORLOP_DEST stands for DEST and ORLOP_KEY_FILE for --key-file.\n"
+
+// takesDestination tells whether ORLOP_DEST stands for the command's first argument.
+func takesDestination(c *urfave.Command) bool { return strings.HasPrefix(c.ArgsUsage, "DEST") }
 
 // arguments checks how many arguments a command got.
 func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
 	args := ctx.Args().Slice()
 	switch {
+	case len(args) < least && takesDestination(ctx.Command):
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s, or set ORLOP_DEST", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
 	case len(args) < least:
 		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
 	case most >= 0 && len(args) > most:

@@ -9,16 +9,24 @@ import (
 
 // arrange brings flags before arguments, as urfave/cli wants them: global flags first, then the command, its flags,
 // and behind "--" its arguments. Users may write them in any order; "--" ends flags for them too. A flag at the end
-// that lacks its value stays at the end, so that nothing else is taken for the value.
+// that lacks its value stays at the end, so that nothing else is taken for the value. The word help before or among the
+// words of a command is its --help, and whoever asks for help runs nothing.
 func arrange(app *urfave.App, args []string) []string {
 	var global, path, flags, rest []string
 	commands, local := app.Commands, []urfave.Flag(nil)
-	inPath := true
+	inPath, helping := true, false
 	for i := 1; i < len(args); i++ {
 		arg := args[i]
+		if arg == "--" && helping {
+			break
+		}
 		if arg == "--" {
 			rest = append(rest, args[i+1:]...)
 			break
+		}
+		if arg == "--help" || arg == "-help" || arg == "-h" || arg == "--h" || arg == "help" && inPath && len(commands) > 0 {
+			helping = true
+			continue
 		}
 		if len(arg) > 1 && arg[0] == '-' {
 			name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
@@ -49,6 +57,9 @@ func arrange(app *urfave.App, args []string) []string {
 			inPath = false
 		}
 		rest = append(rest, arg)
+	}
+	if helping && (len(commands) == 0 || len(rest) == 0) { // otherwise the first of the rest is no command
+		return slices.Concat(args[:1], global, path, []string{"--help"})
 	}
 	arranged := slices.Concat(args[:1], global, path, flags)
 	if len(rest) > 0 {
