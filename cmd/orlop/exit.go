@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"orlop/internal/control"
 	"orlop/internal/fault"
@@ -28,14 +31,23 @@ func exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := exitCodes[fault.KindOf(err)]; ok {
+	if code, ok := exitCodes[fault.KindOf(interrupted(err))]; ok {
 		return code
 	}
 	return 1
 }
 
+// interrupted makes of the failure of what was cut short by ^C a plain one that says so. It returns others as they are.
+func interrupted(err error) error {
+	if !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return errors.New(strings.ReplaceAll(err.Error(), context.Canceled.Error(), "interrupted"))
+}
+
 // report writes an error to w, as JSON if asked to.
 func report(w io.Writer, err error, asJSON bool) {
+	err = interrupted(err)
 	if !asJSON {
 		fmt.Fprintf(w, "orlop: %v\n", err)
 		return

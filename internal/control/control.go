@@ -191,7 +191,7 @@ func (c *Client) unreachable(err error) error {
 		err = urlErr.Err
 	}
 	if errors.Is(err, context.Canceled) {
-		return fmt.Errorf("interrupted: %w", err)
+		return err
 	}
 	return fault.Errorf(fault.ErrUnreachable, "daemon at %s cannot be reached: %w: is 'orlop daemon' running?", c.socket, err)
 }
