@@ -1,10 +1,16 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"orlop/internal/fault"
 )
 
 func TestDestinationsThatLookLikeOtherPlacesAreNoDirectories(t *testing.T) {
@@ -76,5 +82,137 @@ func TestKeyFilesAreReadWithSpaceAtTheEndAndNeverFromDirectories(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "no")
 	if got := invoke("key", "create", filepath.Join(missing, "k")); got.code != 3 || !strings.Contains(got.stderr, "directory "+missing+" is not there") {
 		t.Errorf("%s", got)
+	}
+}
+
+func TestGroupsShowTheirOwnHelp(t *testing.T) {
+	for _, group := range []string{"backup", "key", "snapshot", "device"} {
+		for _, args := range [][]string{{group}, {"help", group}, {group, "help"}, {group, "--help"}, {"--help", group}} {
+			got := invoke(args...)
+			if got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "orlop "+group+" - ") || !strings.Contains(got.stdout, "COMMANDS:") {
+				t.Errorf("%q: %s", args, got)
+			}
+		}
+		got := invoke(group, "frob")
+		if got.code != 2 || !strings.Contains(got.stderr, "'orlop "+group+" --help'") {
+			t.Errorf("%s frob: %s", group, got)
+		}
+	}
+}
+
+func TestWhoeverAsksForHelpRunsNothing(t *testing.T) {
+	p := newBackupPlace(t)
+	path := filepath.Join(t.TempDir(), "k")
+	for _, args := range [][]string{
+		{"help", "key", "create", path}, {"key", "help", "create", path}, {"key", "create", path, "--help"}, {"key", "create", "-h", path},
+	} {
+		if got := p.must(args...); !strings.Contains(got, "orlop key create - ") {
+			t.Errorf("%q: %s", args, got)
+		}
+	}
+	if _, err := os.Lstat(path); err == nil {
+		t.Error("a key was made")
+	}
+}
+
+func TestCommandsThatTakeADestinationNameTheEnvironment(t *testing.T) {
+	p := newBackupPlace(t)
+	for _, command := range []string{"init", "list", "verify", "repair", "prune"} {
+		help := p.must("backup", command, "--help")
+		if !strings.Contains(help, "ORLOP_DEST stands for DEST") || !strings.Contains(help, "ORLOP_KEY_FILE") {
+			t.Errorf("%s: %s", command, help)
+		}
+		if got := invoke("backup", command); got.code != 2 || !strings.Contains(got.stderr, "DEST") || !strings.Contains(got.stderr, "set ORLOP_DEST") {
+			t.Errorf("%s", got)
+		}
+	}
+	if got := invoke("backup", "inspect"); got.code != 2 || strings.Contains(got.stderr, "ORLOP_DEST") {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestBackupCommandsInterruptedSayThatAndExitOne(t *testing.T) {
+	p := newBackupPlace(t)
+	url := p.back("db", "id-1", backupTime, contents(1))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, args := range [][]string{
+		{"verify", p.dir, "--data"}, {"restore", url, "--to-file", filepath.Join(t.TempDir(), "image")}, {"inspect", url}, {"delete", url}, {"prune", p.dir},
+	} {
+		args = append(append([]string{"backup"}, args...), "--key-file", p.key)
+		got := invokeUntil(ctx, args...)
+		if got.code != 1 || strings.Count(got.stderr, "interrupted") != 1 || strings.Contains(got.stderr, "context") {
+			t.Errorf("%q: %s", args, got)
+		}
+		got = invokeUntil(ctx, append([]string{"--json"}, args...)...)
+		if body := got.failure(t); body.Error.Kind != fault.ErrFailed || !strings.Contains(body.Error.Message, "interrupted") {
+			t.Errorf("%q: %s", args, got)
+		}
+	}
+	p.restores(url)
+}
+
+func TestPruneNamesTheRuleThatIsWrong(t *testing.T) {
+	p := newBackupPlace(t)
+	for flag, value := range map[string]string{
+		"--keep-last": "-1", "--keep-hourly": "-1", "--keep-daily": "-1", "--keep-weekly": "-1", "--keep-monthly": "-1", "--keep-yearly": "-1",
+		"--keep-within": "5w",
+	} {
+		got := invoke("backup", "prune", p.dir, flag, value, "--key-file", p.key)
+		if got.code != 2 || !strings.Contains(got.stderr, flag+" ") || !strings.Contains(got.stderr, value) {
+			t.Errorf("%s", got)
+		}
+	}
+}
+
+func TestBashCompletesFilesWhereThereAreFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"my key", "mine"} {
+		rewrite(t, filepath.Join(dir, name), "")
+	}
+	script := invoke("completion", "bash").stdout
+	for _, test := range []struct {
+		words string
+		want  []string
+	}{
+		{"backup list m", []string{"mine", "my key"}},
+		{"backup verify m", []string{"mine", "my key"}},
+		{"backup verify D", nil},
+		{"backup verify U", nil},
+		{"backup verify --da", []string{"--data"}},
+		{"backup delete m", []string{"mine", "my key"}},
+		{"backup restore x --to-file m", []string{"mine", "my key"}},
+		{"backup repair x --key-file m", []string{"mine", "my key"}},
+		{"backup repair x --key-file --", nil},
+		{"key create m", []string{"mine", "my key"}},
+		{"snapshot delete m", nil},
+		{"create m", nil},
+	} {
+		words := strings.Fields("orlop " + test.words)
+		program := fmt.Sprintf("%s\nCOMP_LINE='orlop %s'; COMP_POINT=${#COMP_LINE}; COMP_WORDS=('%s'); COMP_CWORD=%d; _orlop; printf '%%s\\n' \"${COMPREPLY[@]}\"",
+			script, test.words, strings.Join(words, "' '"), len(words)-1)
+		bash := exec.Command("bash", "-c", program)
+		bash.Dir = dir
+		out, err := bash.CombinedOutput()
+		got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%q: completed to %q, want %q: %v", test.words, got, test.want, err)
+		}
+	}
+}
+
+func TestFishCompletesFilesWhereThereAreFiles(t *testing.T) {
+	seen := 0
+	for line := range strings.Lines(invoke("completion", "fish").stdout) {
+		if !strings.Contains(line, "-l key-file") && !strings.Contains(line, "-l to-file") {
+			continue
+		}
+		if seen++; strings.Contains(line, " -f ") {
+			t.Errorf("no files: %s", line)
+		}
+	}
+	if seen == 0 {
+		t.Error("no flag that takes a file")
 	}
 }

@@ -16,7 +16,7 @@ func (c *cli) completionCommand(app *urfave.App) *urfave.Command {
 		"zsh": func(app *urfave.App) (string, error) {
 			return "autoload -U +X bashcompinit && bashcompinit\n" + bashCompletion(app), nil
 		},
-		"fish": (*urfave.App).ToFishCompletion,
+		"fish": fishCompletion,
 	}
 	return &urfave.Command{
 		Name: "completion", Usage: "print a script that completes commands in a shell", ArgsUsage: "bash|zsh|fish",
@@ -40,11 +40,34 @@ func (c *cli) completionCommand(app *urfave.App) *urfave.Command {
 	}
 }
 
-// bashCompletion completes commands, flags, and the names of volumes and snapshots after the commands that take them.
+// fileFlags are the flags whose values are files.
+var fileFlags = []string{"key-file", "to-file"}
+
+// takesFiles tells whether arguments of a command are files, or destinations, most of which are directories.
+func takesFiles(command *urfave.Command) bool {
+	usage := command.ArgsUsage
+	return strings.Contains(usage, "DEST") || strings.Contains(usage, "URL") || strings.Contains(usage, "FILE")
+}
+
+// fishCompletion completes commands and flags, and files after the flags that take them.
+func fishCompletion(app *urfave.App) (string, error) {
+	for _, command := range app.Commands {
+		for _, c := range append(command.Subcommands, command) {
+			for _, name := range fileFlags {
+				if flag, ok := findFlag(c.Flags, name).(*urfave.StringFlag); ok {
+					flag.TakesFile = true
+				}
+			}
+		}
+	}
+	return app.ToFishCompletion()
+}
+
+// bashCompletion completes commands, flags, and the names of volumes, snapshots and files after what takes them.
 func bashCompletion(app *urfave.App) string {
 	var b strings.Builder
 	names := commandWords(app.Commands)
-	b.WriteString("_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command= words line known=\n")
+	b.WriteString("_orlop() {\n  local cur=${COMP_WORDS[COMP_CWORD]} word command= words files= line known=\n")
 	b.WriteString("  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n    case $command in\n")
 	fmt.Fprintf(&b, "      '') case ' %s ' in *\" $word \"*) command=$word;; esac;;\n", names)
 	for _, command := range app.Commands {
@@ -60,7 +83,8 @@ func bashCompletion(app *urfave.App) string {
 			bashCase(&b, sub, command.Name+"' '")
 		}
 	}
-	b.WriteString("  esac\n" + bashReply + "}\ncomplete -F _orlop orlop\n")
+	fmt.Fprintf(&b, "  esac\n  case ${COMP_WORDS[COMP_CWORD-1]} in --%s) words= files=1;; esac\n", strings.Join(fileFlags, "|--"))
+	b.WriteString(bashReply + "}\ncomplete -F _orlop orlop\n")
 	return b.String()
 }
 
@@ -69,13 +93,17 @@ const bashReply = `  line=${COMP_LINE:0:COMP_POINT}
   line=${line##*[[:space:]]}
   case "$COMP_WORDBREAKS $line" in *@*' '*@*) cur=$line known=${line%"${line##*@}"};; esac
   COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  if [ -n "$files" ]; then
+    compopt -o filenames 2>/dev/null
+    while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$cur")
+  fi
   COMPREPLY=("${COMPREPLY[@]#"$known"}")
 `
 
 // bashCase writes which words may follow a command, whose names in the shell's pattern begin with prefix.
 func bashCase(b *strings.Builder, command *urfave.Command, prefix string) {
 	words := []string{commandWords(command.Subcommands), flagWords(command.Flags)}
-	if strings.Contains(command.ArgsUsage, "|") {
+	if strings.Contains(command.ArgsUsage, "|") && strings.ToLower(command.ArgsUsage) == command.ArgsUsage {
 		words = append(words, strings.ReplaceAll(command.ArgsUsage, "|", " "))
 	}
 	list := ""
@@ -84,6 +112,9 @@ func bashCase(b *strings.Builder, command *urfave.Command, prefix string) {
 		list = `" $(orlop snapshot list 2>/dev/null | awk 'NR > 1 { print $1 "@" $2 }')"`
 	case strings.Contains(usage, "VOLUME"), strings.Contains(usage, "NAME") && command.Name != "create" && command.Name != "adopt":
 		list = `" $(orlop list 2>/dev/null | awk 'NR > 1 { print $1 }')"`
+	}
+	if takesFiles(command) {
+		list += " files=1"
 	}
 	pattern := prefix + strings.Join(command.Names(), "|"+prefix)
 	fmt.Fprintf(b, "    %s) words='%s'%s;;\n", pattern, strings.TrimSpace(strings.Join(words, " ")), list)
