@@ -192,7 +192,7 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			case key == nil && !ctx.Bool("unencrypted"):
 				return fault.Errorf(fault.ErrInvalid, "backup init: say --key-file FILE (see orlop key create), or --unencrypted")
 			case key != nil && ctx.Bool("unencrypted"):
-				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file and --unencrypted are given")
+				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file, by --key-file or ORLOP_KEY_FILE, and --unencrypted are given: say --key-file '' to give none")
 			}
 			r, err := initRepository(ctx.Context, at, key, at.local(c.newOpener(ctx).lose), ctx.Bool("new"))
 			if err != nil {
