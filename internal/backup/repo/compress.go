@@ -52,13 +52,16 @@ func newDecoder() (*zstd.Decoder, error) {
 	return decoder, nil
 }
 
-// decompress returns the plaintext of length bytes that one frame, which is all there is, holds. It never allocates more
-// than that for it, whatever the frame says.
+// slack is how many bytes behind a plaintext the decoder wants, to copy in blocks of 16 bytes.
+const slack = 16
+
+// decompress returns the plaintext of length bytes that one frame, which is all there is, holds. It allocates no more than
+// slack besides, whatever the frame says.
 func decompress(decoder *zstd.Decoder, frame []byte, length int) ([]byte, error) {
 	if !isOneFrame(frame) {
 		return nil, errors.New("decompress: it is not one zstd frame")
 	}
-	plaintext, err := decoder.DecodeAll(frame, make([]byte, 0, length))
+	plaintext, err := decoder.DecodeAll(frame, make([]byte, 0, length+slack))
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
 	}
