@@ -56,16 +56,25 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 				options.Command = "orlop backup repair " + at.quoted() + " --dry-run"
 				report, err := r.Verify(ctx.Context, options)
 				shown.end()
-				if err == nil || len(report.Findings) > 0 {
-					err = errors.Join(err, c.printReport(report))
-				}
-				if err == nil && hurts(report, options.Only) {
-					return reported{errDamaged}
-				}
-				return err
+				return c.verified(r, report, options.Only, err)
 			})
 		},
 	}
+}
+
+// verified tells what verify found, and then what kept it from finding more. Where damage hurts what it was to look at, the
+// exit code is that of damage, whatever else went wrong.
+func (c *cli) verified(r *openRepository, found repo.Report, only *repo.Backup, failed error) error {
+	if failed != nil && len(found.Findings) == 0 {
+		return failed
+	}
+	if err := c.printReport(found); err != nil || !hurts(found, only) {
+		return errors.Join(failed, err)
+	}
+	if failed != nil {
+		report(c.stderr, fmt.Errorf("%s: %w", r.at, failed), c.json)
+	}
+	return reported{errDamaged}
 }
 
 // verifySubject is what verify is to look at: a destination, or one backup.

@@ -382,7 +382,7 @@ func TestADamagedLineageBlocksNoVolumeOfAnother(t *testing.T) {
 	invoke("backup", "inspect", hurt, "--key-file", p.key).wants(t, 7, "id-1")
 }
 
-// What verify found before it could look no further is worth as much.
+// What verify found before it could look no further is worth as much, and is damage to whoever reads the exit code only.
 func TestVerifyTellsWhatItFoundBeforeItFailed(t *testing.T) {
 	p := newBackupPlace(t)
 	url := p.back("db", "id-1", backupTime, contents(1))
@@ -395,7 +395,10 @@ func TestVerifyTellsWhatItFoundBeforeItFailed(t *testing.T) {
 			p.breakData("id-1")
 		}
 		got := invoke("backup", "verify", p.dir, "--data", "--key-file", p.key)
-		got.wants(t, 1, unwritable)
+		got.wants(t, map[bool]int{false: 1, true: 7}[damaged], unwritable)
+		if strings.Count(got.stderr, p.url()) != 1 {
+			t.Errorf("want one error that names the destination\n%s", got)
+		}
 		if told := strings.Contains(got.stdout, idOf(url)); told != damaged || damaged == (got.stdout == "") {
 			t.Errorf("%s", got)
 		}
