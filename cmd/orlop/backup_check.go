@@ -311,7 +311,17 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 	if !matched && len(failed) == 0 && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
 		failed = append(failed, errNoMatch(ctx))
 	}
-	return errors.Join(slices.Concat([]error{c.printPrune(view)}, failed, doubts)...)
+	return joined(slices.Concat(failed, doubts, []error{c.printPrune(view)}))
+}
+
+// joined is all of the errors, and of the first one's kind.
+func joined(errs []error) error {
+	all := errors.Join(errs...)
+	if all == nil {
+		return nil
+	}
+	first := errs[slices.IndexFunc(errs, func(err error) bool { return err != nil })]
+	return fault.Errorf(fault.KindOf(first), "%w", all)
 }
 
 // errNoMatch is what prune says if no backup is what it was to be limited to.
