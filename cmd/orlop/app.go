@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
@@ -143,6 +147,27 @@ func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
 		return nil, fault.Errorf(fault.ErrInvalid, "%s: surplus argument %q: orlop %s %s", commandPath(ctx), args[most], commandPath(ctx), ctx.Command.ArgsUsage)
 	}
 	return args, nil
+}
+
+// newFile is the absolute path of a file that a command is to make. It fails with fault.ErrInvalid if that is the name of a
+// directory, and with fault.ErrNotFound if there is no directory for it.
+func newFile(ctx *urfave.Context, path string) (string, error) {
+	if strings.HasSuffix(path, "/") {
+		return "", fault.Errorf(fault.ErrInvalid, "%s: %q ends in a slash: a file is made, and no directory", commandPath(ctx), path)
+	}
+	file, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", commandPath(ctx), err)
+	}
+	dir := filepath.Dir(file)
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return "", fault.Errorf(fault.ErrNotFound, "%s: directory %s is not there", commandPath(ctx), dir)
+	case err == nil && !info.IsDir():
+		return "", fault.Errorf(fault.ErrNotFound, "%s: %s is no directory", commandPath(ctx), dir)
+	}
+	return file, nil // whoever makes the file says what else is wrong
 }
 
 // commandPath is the whole name of a command, as in "snapshot delete": "delete" alone is another one.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -36,9 +35,9 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			image, err := filepath.Abs(ctx.String("to-file"))
+			image, err := newFile(ctx, ctx.String("to-file"))
 			if err != nil {
-				return fmt.Errorf("backup restore: %w", err)
+				return err
 			}
 			return c.openRepository(ctx, u.destination, func(r *openRepository) error {
 				b, err := r.find(ctx.Context, u)

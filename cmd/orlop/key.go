@@ -1,9 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"path/filepath"
-
 	urfave "github.com/urfave/cli/v2"
 
 	"orlop/internal/backup/repo"
@@ -36,9 +33,9 @@ func (c *cli) keyCreateCommand() *urfave.Command {
 			if args[0] == "" {
 				return emptyName("key create")
 			}
-			path, err := filepath.Abs(args[0])
+			path, err := newFile(ctx, args[0])
 			if err != nil {
-				return fmt.Errorf("key create: %w", err)
+				return err
 			}
 			key, err := repo.NewKey(nil)
 			if err != nil {

@@ -52,6 +52,8 @@ func TestKeyCreateInJSONAndInBadPlaces(t *testing.T) {
 		{[]string{"key", "create", "a", "b"}, 2},
 		{[]string{"key", "make", "a"}, 2},
 		{[]string{"key", "create", filepath.Join(dir, "no", "such", "k")}, 3},
+		{[]string{"key", "create", filepath.Join(dir, "k", "k")}, 3},
+		{[]string{"key", "create", filepath.Join(dir, "slash") + "/"}, 2},
 		{[]string{"key", "create", dir}, 4},
 	} {
 		if got := invoke(test.args...); got.code != test.code || !strings.HasPrefix(got.stderr, "orlop: ") {
