@@ -91,6 +91,8 @@ func (o *opener) openPlace(at destination) (p place, err error) {
 	}
 	p.objects, err = dirstore.Open(at.dir)
 	switch {
+	case fault.Is(err, fault.ErrNotFound) && at.isTaken(): // which the error tells
+		return p, err
 	case fault.Is(err, fault.ErrNotFound) && p.isKnown():
 		return p, fmt.Errorf("%w This host knows repository %s there", err, p.known.Repository)
 	case fault.Is(err, fault.ErrNotFound):

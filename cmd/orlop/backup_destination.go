@@ -3,10 +3,10 @@ package main
 import (
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 
-	"orlop/internal/backup/store/dirstore"
 	"orlop/internal/fault"
 )
 
@@ -79,13 +79,10 @@ func schemeDestination(scheme, rest string) (destination, error) {
 // String is the destination's URL, the same however it was written.
 func (d destination) String() string { return (&url.URL{Scheme: "file", Path: d.dir}).String() }
 
-// open opens the store, which must be there.
-func (d destination) open() (*dirstore.Store, error) {
-	s, err := dirstore.Open(d.dir)
-	if fault.Is(err, fault.ErrNotFound) {
-		return nil, fault.Errorf(fault.ErrNotFound, "%w; %s", err, d.initHint())
-	}
-	return s, err
+// isTaken tells whether something else than a directory is there: nobody can make a repository in its place.
+func (d destination) isTaken() bool {
+	info, err := os.Stat(d.dir)
+	return err == nil && !info.IsDir()
 }
 
 // initHint tells how to make a repository here.

@@ -153,7 +153,7 @@ func initRepository(ctx context.Context, at destination, key *repo.Key, local lo
 	if err := dirstore.Make(at.dir); err != nil {
 		return nil, err
 	}
-	objects, err := at.open()
+	objects, err := dirstore.Open(at.dir)
 	if err != nil {
 		return nil, err
 	}

@@ -281,6 +281,26 @@ func TestRepairSaysWhatOtherCommandsSayWhereItCannotBegin(t *testing.T) {
 	invoke("backup", "repair", p.dir).wants(t, 2, "--key-file FILE")
 }
 
+// A file in the way is no disk that is not mounted, and init is no remedy.
+func TestDestinationsThatAreFilesAreCalledFiles(t *testing.T) {
+	p := newBackupPlace(t)
+	for _, known := range []bool{false, true} {
+		dir := p.key
+		if known {
+			wipe(t, p.dir)
+			rewrite(t, p.dir, "")
+			dir = p.dir
+		}
+		for _, command := range []string{"list", "verify", "prune", "repair"} {
+			got := invoke("backup", command, dir, "--key-file", p.key)
+			if got.wants(t, 3, dir+": not a directory, but a file\n"); strings.Contains(got.stderr, "init") || strings.Contains(got.stderr, "mounted") {
+				t.Errorf("%s: %s", command, got)
+			}
+		}
+	}
+	invoke("backup", "init", p.key, "--key-file", p.key).wants(t, 3, p.key+": not a directory, but a file\n")
+}
+
 // breakHead damages the newest head of a lineage, so that nothing of it can be read.
 func (p *backupPlace) breakHead(lineage string) {
 	p.t.Helper()
