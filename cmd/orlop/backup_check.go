@@ -132,13 +132,21 @@ func (c *cli) printReport(report repo.Report) error {
 	}
 	verdict := "nothing wrong"
 	if n := len(report.Findings); n > 0 {
-		verdict = fmt.Sprintf("%d damaged objects", n)
+		verdict = counted(n, "damaged object")
 	}
-	fmt.Fprintf(&text, "%s: %d backups, %d packs, %d of them read (%s)\n", verdict, report.Backups, report.Packs, report.Read, daemon.Bytes(report.Bytes))
+	fmt.Fprintf(&text, "%s: %s, %s, %d of them read (%s)\n", verdict, counted(report.Backups, "backup"), counted(report.Packs, "pack"), report.Read, daemon.Bytes(report.Bytes))
 	if _, err := c.stdout.Write([]byte(text.String())); err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
+}
+
+// counted is a number of things, in words: 1 pack, 2 packs.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func (c *cli) backupRepairCommand() *urfave.Command {
@@ -423,7 +431,7 @@ func (c *cli) printPrune(view pruneView) error {
 			return err
 		}
 	}
-	text := fmt.Sprintf("%s %d backups, kept %d", verb, len(view.Removed), view.Kept)
+	text := fmt.Sprintf("%s %s, kept %d", verb, counted(len(view.Removed), "backup"), view.Kept)
 	if !view.DryRun {
 		text += ", freed " + daemon.Bytes(view.Freed)
 	}
