@@ -298,7 +298,7 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 	var failed, doubts []error
 	matched := false
 	for _, lineage := range lineages {
-		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedDamage(r.local.verified()).Hurts}
+		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedDamage(r.local.verified()).Hurts, warn: c.warn}
 		if err := p.prune(lineage, view.DryRun); err != nil {
 			failed = append(failed, err)
 		}
@@ -350,6 +350,7 @@ type pruner struct {
 	r      *openRepository
 	policy repo.Policy
 	hurt   func(*repo.Backup) bool
+	warn   func(format string, args ...any)
 
 	removed []*repo.Backup
 	kept    int
@@ -381,15 +382,29 @@ func (p *pruner) prune(lineage string, dryRun bool) error {
 	if err != nil {
 		return err
 	}
-	compacted, err := p.r.Compact(p.ctx.Context, lineage, wasteful)
-	if err != nil || compacted.Replaced == 0 {
-		return err
+	return p.compact(lineage, stalled)
+}
+
+// compact writes what is needed of wasteful packs anew, some at a time. Where there is no room for it they stay.
+func (p *pruner) compact(lineage string, stalled func(*repo.Session) bool) error {
+	for {
+		done, err := p.r.Compact(p.ctx.Context, lineage, wasteful)
+		if err == nil && done.Replaced == 0 {
+			return nil
+		}
+		// It deletes what was replaced, or what was written in vain.
+		if _, failed := p.r.Collect(p.ctx.Context, lineage, stalled); failed != nil {
+			return errors.Join(err, failed)
+		}
+		if fault.Is(err, fault.ErrNoSpace) {
+			p.warn("packs that are wasted in part stay: there is no room to write what is needed of them anew: %v", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p.freed += done.Saved
 	}
-	if _, err := p.r.Collect(p.ctx.Context, lineage, stalled); err != nil {
-		return err
-	}
-	p.freed += compacted.Saved
-	return nil
 }
 
 // choose names the records that go, and notes what it decided.

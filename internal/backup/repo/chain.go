@@ -285,16 +285,23 @@ func (c *chain) doubt(ctx context.Context, h *Head, err error) error {
 	return nil
 }
 
-// suspect is called when a pack was not in the store though a head listed it. It returns nil if a newer head does not list
-// it any more, or if it is there now, and fault.ErrCorrupt otherwise.
+// suspect is called when a pack was not in the store, or not whole, though a head listed it. It returns nil if a newer head
+// does not list it any more, or if it is there now, and fault.ErrCorrupt otherwise.
 func (c *chain) suspect(ctx context.Context, pack PackName) error {
 	h, err := c.certain(ctx)
-	if err != nil || !h.IsLive(pack) {
+	if err != nil {
 		return err
 	}
-	_, err = c.repository.objects.GetRange(ctx, pack.String(), 0, packHeaderSize)
+	i := slices.IndexFunc(h.Live, func(p LivePack) bool { return p.Name == pack })
+	if i < 0 {
+		return nil
+	}
+	_, err = c.repository.objects.GetRange(ctx, pack.String(), h.Live[i].Size-1, 1)
 	if fault.Is(err, fault.ErrNotFound) {
 		return c.damaged(corrupt(pack.String(), "it is missing"))
+	}
+	if fault.Is(err, fault.ErrCorrupt) {
+		return c.damaged(corrupt(pack.String(), "%v", err))
 	}
 	return err
 }

@@ -115,15 +115,23 @@ func (c *chain) sweep(ctx context.Context, h *Head, listed []store.Object, done 
 	for i := range h.Sessions {
 		spared[SessionPrefix(h.Lineage, h.Sessions[i].Name())] = true
 	}
-	var names []string
+	var names, records []string
 	for _, o := range listed {
 		session, _, within := strings.Cut(strings.TrimPrefix(o.Name, SessionsPrefix(h.Lineage)), "/")
 		if !within || spared[o.Name] || spared[SessionPrefix(h.Lineage, session)] {
 			continue
 		}
-		names = append(names, o.Name)
+		if name, err := ParsePackName(o.Name); err == nil && name.Kind == MetaPack {
+			records = append(records, o.Name)
+		} else {
+			names = append(names, o.Name)
+		}
 		done.Objects++
 		done.Freed += o.Size
+	}
+	// Packs with backup records go first: what is left when this is cut short must not look like a backup.
+	if err := c.remove(ctx, records); err != nil {
+		return err
 	}
 	return c.remove(ctx, names)
 }

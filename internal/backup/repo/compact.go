@@ -1,9 +1,11 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"orlop/internal/fault"
 )
@@ -11,6 +13,8 @@ import (
 const (
 	smallPart = 4  // a pack is small below this part of what it may hold
 	smallMany = 16 // so many small packs of one kind are put together
+
+	compactedAtOnce = 64 // packs, and as many small ones of each kind: the store needs room for what is left of them
 )
 
 // A Compacted is what a compaction did.
@@ -22,7 +26,9 @@ type Compacted struct {
 
 // Compact writes what backups of a lineage need of wasteful packs anew, and replaces them: those of whose bytes at least
 // the part threshold, from 0 to 1, is needed by nobody, and many small ones. Packs of which nothing is needed it leaves
-// to Collect. It fails with fault.ErrInUse if another host ended its session; it can be run again.
+// to Collect. It replaces some 64 packs at most, and does nothing if another host was faster; it can be run again. It fails
+// with fault.ErrInUse if another host ended its session. What it wrote before it failed, the next run goes on with, or
+// Collect deletes.
 func (r *Repository) Compact(ctx context.Context, lineage string, threshold float64) (Compacted, error) {
 	c, err := r.chain(lineage)
 	if err != nil {
@@ -61,6 +67,9 @@ func (c *chain) compact(ctx context.Context, threshold float64) (Compacted, erro
 	if err != nil {
 		return Compacted{}, err
 	}
+	if w.late {
+		return Compacted{}, nil
+	}
 	if wrote {
 		c.cached(session.packs...)
 	}
@@ -82,15 +91,19 @@ func (c *chain) settle(ctx context.Context, h *Head, err error) error {
 	return c.errBusy()
 }
 
-// wasteful returns the packs that are worth being replaced, with their sizes.
+// wasteful returns the packs that are worth being replaced, with their sizes: of too many those in which least is needed.
 func wasteful(m *marks, threshold float64) map[PackName]int64 {
 	packs := map[PackName]int64{}
 	small := map[PackKind][]PackRef{}
-	for _, u := range m.usage() {
+	used := m.usage()
+	slices.SortStableFunc(used, func(a, b usage) int { return cmp.Compare(a.bytes*b.all, b.bytes*a.all) })
+	for _, u := range used {
 		switch dead := u.all - u.bytes; {
 		case u.marked == 0:
 		case dead > 0 && float64(dead) >= threshold*float64(u.all):
-			packs[u.ref.Name] = u.ref.Size
+			if len(packs) < compactedAtOnce {
+				packs[u.ref.Name] = u.ref.Size
+			}
 		case u.ref.Size < int64(packKinds[u.ref.Name.Kind].limit/smallPart):
 			small[u.ref.Name.Kind] = append(small[u.ref.Name.Kind], u.ref)
 		}
@@ -99,7 +112,7 @@ func wasteful(m *marks, threshold float64) map[PackName]int64 {
 		if len(refs) < smallMany {
 			continue
 		}
-		for _, ref := range refs {
+		for _, ref := range refs[:min(len(refs), compactedAtOnce)] {
 			packs[ref.Name] = ref.Size
 		}
 	}
@@ -112,6 +125,7 @@ type compactor struct {
 	session   *registered
 	threshold float64
 	victims   map[PackName]int64 // with their sizes; nil until they are chosen
+	late      bool               // somebody else was faster, and nothing was replaced
 }
 
 // swap makes the head in which the own packs stand for the victims. For each head it marks again: what nobody needed in a
@@ -139,8 +153,11 @@ func (w *compactor) swap(ctx context.Context, h *Head) (*Head, error) {
 	chosen := map[PackName]bool{}
 	for name := range w.victims {
 		if !index.HasPack(name) {
-			delete(w.victims, name) // somebody else replaced or collected it
-			continue
+			// Somebody else replaced or collected it. What was written for it would stand twice for ever.
+			w.late = true
+			next := h.child()
+			next.end(w.session.ID)
+			return next, nil
 		}
 		chosen[name] = true
 	}

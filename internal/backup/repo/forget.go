@@ -49,7 +49,9 @@ func (r *Repository) Thin(ctx context.Context, lineage string, choose func([]*Ba
 			return nil
 		}
 		next.forget(records)
-		_, err := c.whole(ctx, next)
+		kept := *next
+		kept.Sessions = nil // what they build on, others need not have
+		_, err := c.whole(ctx, &kept)
 		return err
 	})
 }

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
 
@@ -104,11 +105,8 @@ func (h *Head) Backups() []*Backup {
 	for i, r := range h.Records {
 		backups[i] = r.Backup
 	}
-	slices.SortFunc(backups, func(a, b *Backup) int {
-		if a.Sequence < b.Sequence {
-			return -1
-		}
-		return 1
+	slices.SortFunc(backups, func(a, b *Backup) int { // two of one number are of a repaired chain
+		return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), a.Created.Compare(b.Created), cmp.Compare(a.Record, b.Record))
 	})
 	return backups
 }
@@ -136,6 +134,11 @@ func (h *Head) owned(owner ID) (*Session, bool) {
 		}
 	}
 	return nil, false
+}
+
+// runs tells whether a session of that name is registered.
+func (h *Head) runs(session string) bool {
+	return slices.ContainsFunc(h.Sessions, func(s Session) bool { return s.Name() == session })
 }
 
 // end removes a session.

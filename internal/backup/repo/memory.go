@@ -50,7 +50,11 @@ func (r *Repository) recognise(key *Key) error {
 	const hint = "another repository is in its place, or another disk is mounted there"
 	switch {
 	case known.Repository == ID{}:
-		return memory.Change(func(k *Known) { *k = now })
+		return memory.Change(func(k *Known) {
+			if k.Repository == (ID{}) { // nobody was faster
+				*k = now
+			}
+		})
 	case known.Repository != now.Repository:
 		return fault.Errorf(fault.ErrCorrupt, "this is repository %s, and this host knows %s at this destination: %s", now.Repository, known.Repository, hint)
 	case known.Encrypted != now.Encrypted:

@@ -93,21 +93,44 @@ func (c *lineageCheck) unrecorded(h *Head) (lost []Record) {
 	return lost
 }
 
-// unlisted returns the backups in packs that belong to no head and no session, and are newer than all of the newest head:
-// what deleted backups leave behind is older. It reads the footers of packs that no head lists, and of those that hold
-// records these.
-func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (found []foundBackup, err error) {
-	h, err := c.certain(ctx) // after the listing: what is in it was registered before
-	if err != nil {
-		return nil, err
+// unlisted returns the whole backups in packs that belong to no head and no session, and are newer than all of the newest
+// head, which it returns too: what deleted backups leave behind is older. It reads the footers of packs that no head lists,
+// and of those that hold records these.
+func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (h *Head, found []foundBackup, err error) {
+	if h, err = c.certain(ctx); err != nil { // after the listing: what is in it was registered before
+		return nil, nil, err
 	}
-	sessions := map[string]bool{}
-	for i := range h.Sessions {
-		sessions[h.Sessions[i].Name()] = true
+	if found, err = c.newerThan(ctx, h, check.listed); err != nil || len(found) == 0 {
+		return h, nil, err
 	}
+	live := slices.Clone(h.Live)
 	for object, size := range check.listed {
+		if name, err := ParsePackName(object); err == nil && !h.IsLive(name) && !h.runs(name.Session) {
+			live = append(live, LivePack{name, size})
+		}
+	}
+	all, err := newLineageCheck(ctx, c, nil, live)
+	if err != nil {
+		return nil, nil, err
+	}
+	var whole []foundBackup
+	for _, f := range found {
+		damage, err := all.treeOf(ctx, f.Backup)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(damage) == 0 {
+			whole = append(whole, f)
+		}
+	}
+	return h, whole, nil
+}
+
+// newerThan returns the backups in the listed packs that belong to no head and no session, and are newer than all of h.
+func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64) (found []foundBackup, err error) {
+	for object, size := range listed {
 		name, err := ParsePackName(object)
-		if err != nil || name.Kind != MetaPack || h.IsLive(name) || sessions[name.Session] {
+		if err != nil || name.Kind != MetaPack || h.IsLive(name) || h.runs(name.Session) {
 			continue
 		}
 		backups, err := c.backupsIn(ctx, name, size)

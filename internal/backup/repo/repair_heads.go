@@ -49,23 +49,38 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	})
 }
 
-// newer brings backups back that are newer than the newest head. If a host saw that head, and it is not there, nobody else
-// can tell.
+// newer brings back whole backups that are newer than the newest head, which was not the last one then. Who runs a backup
+// meanwhile goes on.
 func (f *repairer) newer(ctx context.Context, c *chain) error {
-	h, err := c.certain(ctx)
-	if err != nil {
-		return err
-	}
 	check, err := newLineageCheck(ctx, c, nil, nil)
 	if err != nil {
 		return err
 	}
-	found, err := c.unlisted(ctx, check)
+	h, found, err := c.unlisted(ctx, check)
 	if err != nil || len(found) == 0 {
 		return err
 	}
-	return f.rebuild(ctx, c, h, h.Number, Step{
+	next, step := h.child(), Step{
 		Object: found[0].pack.String(), Problem: errUnlisted(found[0]).Error(), Action: "make a new head with what is found in packs",
+	}
+	for object, size := range check.listed {
+		if name, err := ParsePackName(object); err == nil && !h.IsLive(name) && !h.runs(name.Session) {
+			if _, _, err := c.lineage.ReadFooter(ctx, f.repository.objects, object, size); err == nil {
+				next.Live = append(next.Live, LivePack{name, size})
+			}
+		}
+	}
+	for _, b := range found {
+		step.Backups = append(step.Backups, b.ID())
+		next.Sequence = max(next.Sequence, b.Sequence+1)
+		next.Records = append(next.Records, Record{b.Backup, b.encoded})
+	}
+	return f.step(step, func() error {
+		written, err := c.write(ctx, next)
+		if err == nil && !written {
+			err = c.errBusy()
+		}
+		return err
 	})
 }
 

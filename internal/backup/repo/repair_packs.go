@@ -155,6 +155,9 @@ func (f *repairer) replace(ctx context.Context, c *chain, d *damagedPacks) error
 
 // apply makes the decided changes to a head.
 func (d *damagedPacks) apply(next *Head, saved []LivePack) {
+	if len(d.drop)+len(d.lost) > 0 {
+		next.Sessions = nil // who builds on what goes begins anew
+	}
 	next.drop(d.drop)
 	next.Live = append(next.Live, saved...)
 	next.Records = slices.DeleteFunc(next.Records, func(r Record) bool { return d.lost[r.Record] })

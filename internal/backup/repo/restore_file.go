@@ -76,22 +76,14 @@ func toFile(path string, size int64, run func(file *os.File, found bool) (Restor
 // fault.ErrExists if something else has its name than what an earlier restore of this user's left there: nobody else may
 // read what is restored, and nobody's file is written to.
 func openPart(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
-		return nil, errNotOurs(path)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		file, err = openLeftPart(path)
+	} else if err != nil {
+		err = fmt.Errorf("restore to file: %w", err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("restore to file: %w", err)
-	}
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
-		return nil, errors.Join(fmt.Errorf("restore to file: %w", err), file.Close())
-	}
-	if stat.Mode&unix.S_IFMT != unix.S_IFREG || int(stat.Uid) != os.Geteuid() || stat.Nlink > 1 {
-		return nil, errors.Join(errNotOurs(path), file.Close())
-	}
-	if err := file.Chmod(0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("restore to file: %w", err), file.Close())
+		return nil, err
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -104,6 +96,45 @@ func openPart(path string) (*os.File, error) {
 		return nil, errors.Join(err, file.Close())
 	}
 	return file, nil
+}
+
+// openLeftPart opens what an earlier restore left.
+func openLeftPart(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
+		return nil, errNotOurs(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore to file: %w", err)
+	}
+	if err := makeOurs(file); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+// makeOurs makes sure that a file is a regular one with one name, that it belongs to whom files of this user belong to in
+// its directory, which a file server may decide, and that nobody else may read it as far as the filesystem knows of that.
+func makeOurs(file *os.File) error {
+	fresh, err := os.CreateTemp(filepath.Dir(file.Name()), ".orlop-*")
+	if err != nil {
+		return fmt.Errorf("restore to file: %w", err)
+	}
+	var ours, its unix.Stat_t
+	err = unix.Fstat(int(fresh.Fd()), &ours)
+	err = errors.Join(err, fresh.Close(), os.Remove(fresh.Name()), unix.Fstat(int(file.Fd()), &its))
+	if err != nil {
+		return fmt.Errorf("restore to file: %w", err)
+	}
+	if its.Mode&unix.S_IFMT != unix.S_IFREG || its.Uid != ours.Uid || its.Nlink > 1 {
+		return errNotOurs(file.Name())
+	}
+	if its.Mode != ours.Mode {
+		if err := file.Chmod(0o600); err != nil {
+			return fmt.Errorf("restore to file: %w", err)
+		}
+	}
+	return nil
 }
 
 // stillThere makes sure that the file was not renamed by another restore between its opening and its locking.

@@ -328,6 +328,16 @@ func (c *lineageCheck) damaged() bool {
 	return false
 }
 
+// replaced tells whether a newer head does without a pack that is not there.
+func (c *lineageCheck) replaced(newest *Head) bool {
+	for name, p := range c.packs {
+		if p.missing && !newest.IsLive(name) {
+			return true
+		}
+	}
+	return false
+}
+
 // misses tells whether a pack is not there.
 func (c *lineageCheck) misses() bool {
 	for _, p := range c.packs {

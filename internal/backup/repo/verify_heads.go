@@ -51,8 +51,11 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 	var before uint64
 	for i, number := range numbers {
 		name := HeadName(c.lineage.name, number)
-		if before != 0 && number > before+1 {
-			find(number-1, corrupt(HeadName(c.lineage.name, number-1), "it is missing"))
+		if before != 0 && number > before+1 && number-1 > kept {
+			// A listing need not show what was put meanwhile.
+			if _, err := c.get(ctx, number-1); fault.Is(err, fault.ErrNotFound) {
+				find(number-1, corrupt(HeadName(c.lineage.name, number-1), "it is missing"))
+			}
 		}
 		before = number
 		switch err := read[i]; {

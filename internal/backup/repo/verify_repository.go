@@ -132,7 +132,7 @@ func (v *verifier) lineage(ctx context.Context, name string) error {
 			if err != nil {
 				return err
 			}
-			if newest.Nonce != h.Nonce {
+			if check.replaced(newest) {
 				continue
 			}
 		}
@@ -154,7 +154,7 @@ func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h
 	for _, r := range unrecorded {
 		v.find(HeadName(h.Lineage, h.Number), fault.Errorf(fault.ErrCorrupt, "no pack holds the record of backup %s, which would be lost with the heads", r.ID()), nil)
 	}
-	unlisted, err := c.unlisted(ctx, check)
+	_, unlisted, err := c.unlisted(ctx, check)
 	for _, f := range unlisted {
 		v.find(f.pack.String(), errUnlisted(f), []*Backup{f.Backup})
 	}
