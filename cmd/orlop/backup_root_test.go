@@ -111,3 +111,39 @@ func TestDestinationsThatAreFullOrReadOnlyLoseNothing(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// A quarter of what is stored is needed by nobody, and there is no room to write the rest anew.
+func TestPruneWithoutRoomToCompactLeavesWhatIsNeeded(t *testing.T) {
+	p := newBackupPlace(t)
+	data := make([]byte, 40*repo.MinChunk)
+	source := rand.NewChaCha8([32]byte{1})
+	_, _ = source.Read(data)
+	p.back("db", "id-1", backupTime, data)
+	_, _ = source.Read(data[:20*repo.MinChunk])
+	url := p.back("db", "id-1", backupTime.Add(time.Hour), data)
+	dir := tmpfs(t, "size=4900K")
+	place := filepath.Join(dir, "place")
+	if err := os.CopyFS(place, os.DirFS(p.dir)); err != nil {
+		t.Fatal(err)
+	}
+	free := func() uint64 {
+		var stat unix.Statfs_t
+		if err := unix.Statfs(dir, &stat); err != nil {
+			t.Fatal(err)
+		}
+		return stat.Bfree * uint64(stat.Bsize)
+	}
+	before := free()
+	got := invoke("backup", "prune", place, "--keep-last", "1", "--key-file", p.key)
+	if got.code != 0 || !strings.Contains(got.stderr, "no room") || free() < before-64<<10 {
+		t.Errorf("%d bytes were free, %d are: %s", before, free(), got)
+	}
+	moved := strings.Replace(url, p.url(), "file://"+place, 1)
+	p.made[moved] = p.made[url]
+	p.restores(moved)
+	remount(t, dir, 0, "size=16M")
+	if got := p.must("backup", "prune", place, "--key-file", p.key); strings.Contains(got, "freed 0 B") || free() < before+8<<20 {
+		t.Errorf("with room: %s", got)
+	}
+	p.restores(moved)
+}
