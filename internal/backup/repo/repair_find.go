@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -45,28 +46,26 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 		})
 		return unsupported(err)
 	})
+	return latest(found), err
+}
+
+// latest returns each backup as it was written last, by their sequence: a writer that others were faster than writes its
+// record anew, with a higher sequence number.
+func latest(found []foundBackup) []foundBackup {
 	slices.SortStableFunc(found, func(a, b foundBackup) int {
-		if a.Sequence != b.Sequence {
-			if a.Sequence < b.Sequence {
-				return -1
-			}
-			return 1
-		}
-		return a.Created.Compare(b.Created)
+		return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), a.Created.Compare(b.Created), cmp.Compare(a.Record, b.Record))
 	})
-	// A writer that others were faster than writes its record anew, with a higher sequence number.
 	last := map[string]uint64{}
 	for _, f := range found {
 		last[f.Record] = f.Sequence
 	}
-	found = slices.DeleteFunc(found, func(f foundBackup) bool {
+	return slices.DeleteFunc(found, func(f foundBackup) bool {
 		if last[f.Record] != f.Sequence {
 			return true
 		}
 		delete(last, f.Record) // copies of it are left out
 		return false
 	})
-	return found, err
 }
 
 // unsupported returns an error if it is one of a program that is too old.
@@ -103,13 +102,7 @@ func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (h *Head, fou
 	if found, err = c.newerThan(ctx, h, check.listed); err != nil || len(found) == 0 {
 		return h, nil, err
 	}
-	live := slices.Clone(h.Live)
-	for object, size := range check.listed {
-		if name, err := ParsePackName(object); err == nil && !h.IsLive(name) && !h.runs(name.Session) {
-			live = append(live, LivePack{name, size})
-		}
-	}
-	all, err := newLineageCheck(ctx, c, nil, live)
+	all, err := newLineageCheck(ctx, c, nil, append(slices.Clone(h.Live), loose(h, check.listed)...))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,12 +121,11 @@ func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (h *Head, fou
 
 // newerThan returns the backups in the listed packs that belong to no head and no session, and are newer than all of h.
 func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64) (found []foundBackup, err error) {
-	for object, size := range listed {
-		name, err := ParsePackName(object)
-		if err != nil || name.Kind != MetaPack || h.IsLive(name) || h.runs(name.Session) {
+	for _, p := range loose(h, listed) {
+		if p.Name.Kind != MetaPack {
 			continue
 		}
-		backups, err := c.backupsIn(ctx, name, size)
+		backups, err := c.backupsIn(ctx, p.Name, p.Size)
 		if err != nil {
 			return nil, err
 		}
@@ -143,7 +135,19 @@ func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64)
 			}
 		}
 	}
-	return found, nil
+	return latest(found), nil
+}
+
+// loose returns the listed packs that belong to no head and no session.
+func loose(h *Head, listed map[string]int64) (packs []LivePack) {
+	for object, size := range listed {
+		name, err := ParsePackName(object)
+		var session ID
+		if err == nil && session.UnmarshalText([]byte(name.Session)) == nil && !h.IsLive(name) && !h.runs(name.Session) {
+			packs = append(packs, LivePack{name, size})
+		}
+	}
+	return packs
 }
 
 // backupsIn returns the backup records of a pack. Those that are damaged are left out.

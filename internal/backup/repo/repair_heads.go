@@ -63,11 +63,9 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 	next, step := h.child(), Step{
 		Object: found[0].pack.String(), Problem: errUnlisted(found[0]).Error(), Action: "make a new head with what is found in packs",
 	}
-	for object, size := range check.listed {
-		if name, err := ParsePackName(object); err == nil && !h.IsLive(name) && !h.runs(name.Session) {
-			if _, _, err := c.lineage.ReadFooter(ctx, f.repository.objects, object, size); err == nil {
-				next.Live = append(next.Live, LivePack{name, size})
-			}
+	for _, p := range loose(h, check.listed) {
+		if _, _, err := c.lineage.ReadFooter(ctx, f.repository.objects, p.Name.String(), p.Size); err == nil {
+			next.Live = append(next.Live, p)
 		}
 	}
 	for _, b := range found {
