@@ -147,5 +147,11 @@ func (s *Store) flush(w way) error {
 			return err
 		}
 	}
+	// An XFS that shut itself down meanwhile, since its log could not be written, has nothing left to flush of a directory and
+	// says that it is flushed. But it tells nothing of it any more: that is EIO.
+	var stat unix.Stat_t
+	if err := uninterrupted(func() error { return unix.Fstat(int(w.last().Fd()), &stat) }); err != nil {
+		return &os.PathError{Op: "flush", Path: w.last().Name(), Err: err}
+	}
 	return nil
 }
