@@ -59,6 +59,7 @@ func sealedBytes(t *testing.T, r *Repository, w *Written, before map[PackName]bo
 // Ten generations of an image with random writes and discards: each restores byte for byte, sparse, and the repository
 // grows by little more than what the changed chunks take.
 func TestTenGenerationsRestoreAndGrowByWhatChanged(t *testing.T) {
+	t.Parallel()
 	random := newRandom(t)
 	objects := storetest.NewMemory()
 	r := newTestRepository(t, objects, newTestKey(t), From(testOrigin("h", "1:0")))
@@ -144,6 +145,7 @@ func storedBytes(t *testing.T, objects *storetest.Memory) (total int64) {
 
 // What an incremental backup costs follows the change and not the volume.
 func TestIncrementalCostsTheSameAtAnySize(t *testing.T) {
+	t.Parallel()
 	type cost struct {
 		requests map[storetest.Op]int
 		read     int64

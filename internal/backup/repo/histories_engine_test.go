@@ -128,7 +128,7 @@ func volumeOf(c protocoltest.Content) *sparse {
 	v := newSparse(512*MinChunk, MinChunk)
 	for i, value := range c {
 		if value != 0 {
-			v.blocks[int64(i/2*fanout+i%2)] = slices.Repeat([]byte{value}, MinChunk)
+			v.blocks[int64(i/2*fanout+i%2)] = noise(MinChunk, value)
 		}
 	}
 	return v

@@ -3,8 +3,12 @@ package repo
 import (
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +34,7 @@ var historySteps = []string{
 }
 
 func TestNoHistoryOfTheRealRepositoryLosesABackup(t *testing.T) {
+	t.Parallel()
 	seed, histories := uint64(time.Now().UnixNano()), 60
 	if text := os.Getenv("ORLOP_SEED"); text != "" {
 		var err error
@@ -41,24 +46,27 @@ func TestNoHistoryOfTheRealRepositoryLosesABackup(t *testing.T) {
 		histories = 2000
 	}
 	t.Logf("ORLOP_SEED=%d", seed)
-	seen := map[string]int{}
-	for i := range histories {
-		w := protocoltest.NewWorld(seed, i)
-		var trace []string
-		w.Trace = func(step string) { trace = append(trace, step) }
-		engine, err := newEngine(w)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Run(engine); err != nil {
-			for _, step := range trace[max(0, len(trace)-400):] {
-				t.Log(step)
+	var (
+		next    atomic.Int64
+		seen    = map[string]int{}
+		mu      sync.Mutex // guards seen
+		workers sync.WaitGroup
+	)
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < histories && !t.Failed(); i = int(next.Add(1)) - 1 {
+				steps := runHistory(t, seed, i)
+				mu.Lock()
+				for step, count := range steps {
+					seen[step] += count
+				}
+				mu.Unlock()
 			}
-			t.Fatalf("history %d with ORLOP_SEED=%d: %v", i, seed, err)
-		}
-		for step, count := range w.Seen {
-			seen[step] += count
-		}
+		})
+	}
+	workers.Wait()
+	if t.Failed() {
+		return
 	}
 	for _, step := range slices.Sorted(maps.Keys(seen)) {
 		t.Logf("%9d %s", seen[step], step)
@@ -68,4 +76,20 @@ func TestNoHistoryOfTheRealRepositoryLosesABackup(t *testing.T) {
 			t.Errorf("never reached in %d histories with ORLOP_SEED=%d: %s", histories, seed, step)
 		}
 	}
+}
+
+// runHistory returns how often each step was reached.
+func runHistory(t *testing.T, seed uint64, i int) map[string]int {
+	w := protocoltest.NewWorld(seed, i)
+	var trace []string
+	w.Trace = func(step string) { trace = append(trace, step) }
+	engine, err := newEngine(w)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	if err := w.Run(engine); err != nil {
+		t.Errorf("history %d with ORLOP_SEED=%d: %v\n%s", i, seed, err, strings.Join(trace[max(0, len(trace)-400):], "\n"))
+	}
+	return w.Seen
 }

@@ -33,6 +33,7 @@ func read(t *testing.T, dir, key string, args ...string) (string, error) {
 
 // The golden repositories, and ones made now, are read by a program that shares nothing with this one but FORMAT.md.
 func TestIndependentReaderRestoresEveryBackup(t *testing.T) {
+	t.Parallel()
 	for _, kind := range goldenKinds {
 		wantReadable(t, filepath.Join(goldenDir, kind), goldenKey(kind), goldenSums(t, kind))
 	}
@@ -94,6 +95,7 @@ func (s *stock) inFiles() (dir, key string) {
 
 // The reader is no worse a judge: whatever byte is wrong, it stops. That is the format's merit, not the program's.
 func TestIndependentReaderStopsAtDamage(t *testing.T) {
+	t.Parallel()
 	random := newRandom(t)
 	for _, encrypted := range []bool{true, false} {
 		s := newStock(t, encrypted)
@@ -218,6 +220,7 @@ func (f *forgery) compressed(behind string) {
 
 // The reader is as strict as the document, or that would say less than what the program goes by.
 func TestIndependentReaderRefusesWhatTheFormatForbids(t *testing.T) {
+	t.Parallel()
 	text := []byte("plaintext")
 	for what, c := range map[string]struct {
 		kind   PackKind

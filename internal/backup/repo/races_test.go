@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -17,6 +18,15 @@ import (
 
 // filled returns a block of one value.
 func filled(block int64, value byte) []byte { return slices.Repeat([]byte{value}, int(block)) }
+
+// noise returns data that begins with value and does not compress, for chunks that are read often: the race detector looks
+// at each byte that a decoder writes.
+func noise(block int64, value byte) []byte {
+	data := make([]byte, block)
+	rand.NewChaCha8([32]byte{value}).Read(data)
+	data[0] = value
+	return data
+}
 
 // volumeWith returns a volume of 300 chunks that holds values at some of them.
 func volumeWith(values map[int64]byte) *sparse {

@@ -148,6 +148,7 @@ func (s *stock) packsOf(lineage string) []LivePack {
 
 // What is good in a damaged pack is saved. Backups whose data is lost stay until somebody says that they may go.
 func TestRepairSavesWhatIsGoodInDamagedPacks(t *testing.T) {
+	t.Parallel()
 	s := newStock(t, true)
 	for _, p := range s.packsOf("lineage-a") {
 		name := p.Name.String()
@@ -193,6 +194,7 @@ func TestRepairSavesWhatIsGoodInDamagedPacks(t *testing.T) {
 
 // A repair that is cut short at any request is done by the next one. Only soak tries them all.
 func TestRepairCutShortIsDoneByTheNext(t *testing.T) {
+	t.Parallel()
 	random := newRandom(t)
 	good := newStock(t, true)
 	pack := good.packsOf("lineage-a")[0].Name.String()

@@ -321,6 +321,7 @@ func TestRestoreToFileGoesOnAfterAFailure(t *testing.T) {
 
 // The part of a restore of something else, larger and full, is no harm.
 func TestRestoreToFileMendsAPartOfAnotherBackup(t *testing.T) {
+	t.Parallel()
 	b := newBackedUp(t)
 	contents, records := generations(t, b)
 	path := filepath.Join(t.TempDir(), "image")

@@ -310,6 +310,7 @@ func fieldGroups(t testing.TB, name string, data []byte) []fieldGroup {
 // Whatever is damaged, verify names the object and exactly the backups that it hurts, those fail as corrupt, and all
 // others come back bit for bit. An older head, the config and a checksum for keyless checks hurt none.
 func TestVerifyNamesEveryDamageAndWhatItHurts(t *testing.T) {
+	t.Parallel()
 	least := 1 // times for each group of fields
 	if os.Getenv("ORLOP_SOAK") != "" {
 		least = 30

@@ -150,9 +150,9 @@ func checkContent(ctx context.Context, r *Repository, b *Backup, want *sparse) e
 	}
 	chunk := int64(b.ChunkSize)
 	seen := map[int64]bool{}
+	expected, nothing := make([]byte, chunk), make([]byte, chunk)
 	compare := func(index int64, got []byte) error {
 		seen[index] = true
-		expected := make([]byte, chunk)
 		if _, err := want.ReadAt(expected[:min(chunk, want.size-index*chunk)], index*chunk); err != nil {
 			return err
 		}
@@ -178,7 +178,7 @@ func checkContent(ctx context.Context, r *Repository, b *Backup, want *sparse) e
 	for i := range want.blocks {
 		for index := i * want.block / chunk; index <= ((i+1)*want.block-1)/chunk && index < b.Tree.Chunks; index++ {
 			if !seen[index] {
-				if err := compare(index, make([]byte, chunk)); err != nil {
+				if err := compare(index, nothing); err != nil {
 					return err
 				}
 			}
