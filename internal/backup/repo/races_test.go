@@ -23,7 +23,7 @@ func filled(block int64, value byte) []byte { return slices.Repeat([]byte{value}
 // at each byte that a decoder writes.
 func noise(block int64, value byte) []byte {
 	data := make([]byte, block)
-	rand.NewChaCha8([32]byte{value}).Read(data)
+	_, _ = rand.NewChaCha8([32]byte{value}).Read(data) // never fails
 	data[0] = value
 	return data
 }
