@@ -190,10 +190,11 @@ func (d *damagedPacks) storeRecords(ctx context.Context, c *chain, s *registered
 			return nil, err
 		}
 	}
-	return packs, w.Flush(ctx)
+	err = w.Flush(ctx)
+	return packs, err
 }
 
-// rescue uploads a pack with the good records of a damaged one, if there are any.
+// rescue uploads the good records of a damaged pack, if there are any.
 func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *registered, name PackName) ([]LivePack, error) {
 	p := d.check.packs[name]
 	if !p.known || p.missing {
@@ -203,35 +204,30 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 	if err != nil {
 		return nil, err
 	}
-	w, err := c.lineage.newPackWriter(s.Name(), name.Kind, nil)
-	if err != nil {
-		return nil, err
-	}
 	compressor, err := newCompressor(DefaultChunk)
 	if err != nil {
 		return nil, err
 	}
+	var packs []LivePack
+	w := &repacker{lineage: c.lineage, session: s.Name(), kind: name.Kind, index: NewIndex(), compressor: compressor,
+		emit: func(ctx context.Context, pack Pack) error {
+			packs = append(packs, LivePack{pack.Ref.Name, pack.Ref.Size})
+			return s.upload(ctx, pack)
+		}}
 	save := func(e Entry, plaintext []byte, err error) error {
 		if err != nil {
 			return nil // it is lost
 		}
-		kept := Entry{ID: e.ID, Type: e.Type, Level: e.Level, Length: e.Length}
-		var payload []byte
-		payload, kept.flags = compressor.compress(nil, plaintext)
-		w.add(kept, payload)
-		return nil
+		return w.add(ctx, e, plaintext)
 	}
 	if p.cached != nil {
 		err = d.check.openCached(p.cached, data, save)
 	} else {
 		_, _, err = c.lineage.SalvagePack(name.String(), data, save)
 	}
-	if err != nil || len(w.entries) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	pack := w.finish()
-	if err := s.upload(ctx, pack); err != nil {
-		return nil, err
-	}
-	return []LivePack{{pack.Ref.Name, pack.Ref.Size}}, nil
+	err = w.flush(ctx)
+	return packs, err
 }
