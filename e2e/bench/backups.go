@@ -335,7 +335,8 @@ func (b *bench) write(ctx context.Context, dir, image, base string, diff []byte)
 	if err != nil {
 		return w, c, err
 	}
-	return w, c, json.Unmarshal(out, &w)
+	err = json.Unmarshal(out, &w)
+	return w, c, err
 }
 
 // theirs measures a peer.

@@ -190,7 +190,8 @@ func (d *Daemon) spec(name string, options []Option) (CreateSpec, origin, error)
 	if err := s.checkFilesystem(); err != nil {
 		return s, from, err
 	}
-	return s, from, d.choosePool(&s, s.given)
+	err := d.choosePool(&s, s.given)
+	return s, from, err
 }
 
 // inherit fills in what a copy has of its origin, and refuses what a copy cannot have.

@@ -74,7 +74,8 @@ func (c *chain) collect(ctx context.Context, dead func(*Session) bool) (done Col
 	if err := c.sweep(ctx, h, listed, &done); err != nil {
 		return done, err
 	}
-	return done, c.cleanHeads(ctx, &done)
+	err = c.cleanHeads(ctx, &done)
+	return done, err
 }
 
 // uploaded lists what stands under sessions.

@@ -87,7 +87,10 @@ func withBase(bases []Tree, base *Backup) []Tree {
 }
 
 // draw returns a random ID.
-func (c *chain) draw() (id ID, err error) { return id, fill(c.lineage.keys.Random, id[:]) }
+func (c *chain) draw() (id ID, err error) {
+	err = fill(c.lineage.keys.Random, id[:])
+	return id, err
+}
 
 // run notes that the owner of a session is alive.
 func (r *Repository) run(owner ID) {
