@@ -206,6 +206,7 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 	if err := c.repository.damage; err != nil {
 		return nil, false, err
 	}
+	madeRoom := false
 	for range attemptLimit {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
@@ -233,7 +234,13 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 				return nil, false, err
 			}
 		case next != nil:
-			if written, err := c.write(ctx, next); err != nil || written {
+			written, err := c.write(ctx, next)
+			if fault.Is(err, fault.ErrNoSpace) && !madeRoom {
+				if madeRoom = c.makeRoom(ctx); madeRoom {
+					continue
+				}
+			}
+			if err != nil || written {
 				return next, written, err
 			}
 		case fresh:

@@ -153,6 +153,22 @@ func (c *chain) cleanHeads(ctx context.Context, done *Collected) error {
 	return c.remove(ctx, names)
 }
 
+// makeRoom deletes what is dead already by the newest head, and old heads, and tells whether there was any. Without room for a
+// head nothing else can be freed.
+func (c *chain) makeRoom(ctx context.Context) bool {
+	listed, err := c.uploaded(ctx) // before the head by which it is judged
+	if err != nil {
+		return false
+	}
+	h, err := c.certain(ctx)
+	if err != nil {
+		return false
+	}
+	var done Collected
+	err = errors.Join(c.sweep(ctx, h, listed, &done), c.cleanHeads(ctx, &done))
+	return err == nil && done != Collected{}
+}
+
 // tidy deletes old heads once there are many: who never collects would have all that ever were, and each holds everything.
 // What it cannot delete, another run will.
 func (c *chain) tidy(ctx context.Context) {

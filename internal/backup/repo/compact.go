@@ -64,11 +64,12 @@ func (c *chain) compact(ctx context.Context, threshold float64) (Compacted, erro
 	defer session.beat(ctx)()
 	w := &compactor{chain: c, session: session, threshold: threshold}
 	_, wrote, err := c.change(ctx, h, func(h *Head) (*Head, error) { return w.swap(ctx, h) })
-	if err != nil {
-		return Compacted{}, err
+	// No head lists what was written, nor ever will: that is in the way if there is no room.
+	if fault.Is(err, fault.ErrNoSpace) && !w.offered || err == nil && w.late {
+		_ = c.remove(ctx, session.objects()) // what is left the next collection deletes
 	}
-	if w.late {
-		return Compacted{}, nil
+	if err != nil || w.late {
+		return Compacted{}, err
 	}
 	if wrote {
 		c.cached(session.packs...)
@@ -104,7 +105,7 @@ func wasteful(m *marks, threshold float64) map[PackName]int64 {
 			if len(packs) < compactedAtOnce {
 				packs[u.ref.Name] = u.ref.Size
 			}
-		case u.ref.Size < int64(packKinds[u.ref.Name.Kind].limit/smallPart):
+		case u.total < maxEntries && u.ref.Size < int64(packKinds[u.ref.Name.Kind].limit/smallPart):
 			small[u.ref.Name.Kind] = append(small[u.ref.Name.Kind], u.ref)
 		}
 	}
@@ -125,6 +126,7 @@ type compactor struct {
 	session   *registered
 	threshold float64
 	victims   map[PackName]int64 // with their sizes; nil until they are chosen
+	offered   bool               // a head was made that lists the own packs
 	late      bool               // somebody else was faster, and nothing was replaced
 }
 
@@ -139,6 +141,7 @@ func (w *compactor) swap(ctx context.Context, h *Head) (*Head, error) {
 		}
 		return nil, concluded{errFenced}
 	}
+	w.late = false
 	index, err := w.chain.load(ctx, h)
 	if err != nil {
 		return nil, err
@@ -167,6 +170,7 @@ func (w *compactor) swap(ctx context.Context, h *Head) (*Head, error) {
 	next := h.child()
 	next.drop(chosen)
 	next.Live = append(next.Live, w.session.live()...)
+	w.offered = true
 	next.end(w.session.ID)
 	return next, nil
 }

@@ -175,7 +175,7 @@ func TestEveryRequestMayFailBeforeOrAfterItsEffect(t *testing.T) {
 					}
 					hit++
 					faults.Clear()
-					if err != nil && what != "full" && !fault.Is(err, fault.ErrUnreachable) || what == "full" && !fault.Is(err, fault.ErrNoSpace) {
+					if err != nil && what != "full" && !fault.Is(err, fault.ErrUnreachable) || what == "full" && err != nil && !fault.Is(err, fault.ErrNoSpace) {
 						t.Errorf("request %d fails (%s): %v", n, what, err)
 					}
 					scene.settle(t, r, objects, operation.do, forgotten)

@@ -250,6 +250,15 @@ func (s *registered) live() []LivePack {
 	return packs
 }
 
+// objects are the names of the own packs.
+func (s *registered) objects() []string {
+	names := make([]string, len(s.packs))
+	for i, p := range s.packs {
+		names[i] = p.Ref.Name.String()
+	}
+	return names
+}
+
 // committed hands the index on, now that the own packs are live.
 func (s *registered) committed() {
 	s.chain.keep(s.index)

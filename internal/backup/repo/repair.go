@@ -17,6 +17,8 @@ type RepairOptions struct {
 	// DropDamaged lets backups go whose data is lost. Without it they stay, and so does what is damaged of their data.
 	DropDamaged bool
 
+	Origin Origin // what runs it: the next run there goes on with what one that was cut short leaves; may be empty
+
 	At     string // how users name the destination
 	Cache  string // this host's directory for CacheIn, for lists of records that are damaged in their packs; may be empty
 	Memory Memory // what this host remembers of the repository, to be told that an older state is the right one; may be nil
@@ -57,7 +59,7 @@ type repairer struct {
 //
 // It fails as Open does where Open has no remedy.
 func Repair(ctx context.Context, objects store.Store, key *Key, o RepairOptions) ([]Step, error) {
-	r, err := Open(ctx, objects, key, At(o.At), CacheIn(o.Cache))
+	r, err := Open(ctx, objects, key, At(o.At), CacheIn(o.Cache), From(o.Origin))
 	if err != nil {
 		return nil, err
 	}

@@ -92,34 +92,45 @@ func (c *lineageCheck) unrecorded(h *Head) (lost []Record) {
 	return lost
 }
 
-// unlisted returns the whole backups in packs that belong to no head and no session, and are newer than all of the newest
-// head, which it returns too: what deleted backups leave behind is older. It reads the footers of packs that no head lists,
-// and of those that hold records these.
-func (c *chain) unlisted(ctx context.Context, check *lineageCheck) (h *Head, found []foundBackup, err error) {
-	if h, err = c.certain(ctx); err != nil { // after the listing: what is in it was registered before
+// wholeNewer returns the whole backups in listed packs that belong neither to h nor to a session in it, and are newer than
+// all of h: what deleted backups leave behind is older. It returns too those of the packs that they need. It reads the footers of
+// packs that no head lists, and of those that hold records these.
+func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64) (whole []foundBackup, needed []LivePack, err error) {
+	found, err := c.newerThan(ctx, h, listed)
+	if err != nil || len(found) == 0 {
 		return nil, nil, err
 	}
-	if found, err = c.newerThan(ctx, h, check.listed); err != nil || len(found) == 0 {
-		return h, nil, err
-	}
-	all, err := newLineageCheck(ctx, c, nil, append(slices.Clone(h.Live), loose(h, check.listed)...))
+	beside := loose(h, listed)
+	check, err := newLineageCheck(ctx, c, nil, append(slices.Clone(h.Live), beside...))
 	if err != nil {
 		return nil, nil, err
 	}
-	var whole []foundBackup
+	needs := map[PackName]bool{}
 	for _, f := range found {
-		damage, err := all.treeOf(ctx, f.Backup)
+		damage, err := check.treeOf(ctx, f.Backup)
 		if err != nil {
 			return nil, nil, err
 		}
-		if len(damage) == 0 {
-			whole = append(whole, f)
+		if len(damage) > 0 {
+			continue
+		}
+		whole = append(whole, f)
+		check.backups = append(check.backups, f.Backup)
+		needs[f.pack] = true
+	}
+	below, err := check.needed(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range beside {
+		if needs[p.Name] || below[p.Name] {
+			needed = append(needed, p)
 		}
 	}
-	return h, whole, nil
+	return whole, needed, nil
 }
 
-// newerThan returns the backups in the listed packs that belong to no head and no session, and are newer than all of h.
+// newerThan returns the backups in listed packs that belong neither to h nor to a session in it, and are newer than all of h.
 func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64) (found []foundBackup, err error) {
 	for _, p := range loose(h, listed) {
 		if p.Name.Kind != MetaPack {
@@ -138,12 +149,16 @@ func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64)
 	return latest(found), nil
 }
 
-// loose returns the listed packs that belong to no head and no session.
+// loose returns the listed packs that belong neither to h nor to a session in it.
 func loose(h *Head, listed map[string]int64) (packs []LivePack) {
+	live := make(map[PackName]bool, len(h.Live))
+	for _, p := range h.Live {
+		live[p.Name] = true
+	}
 	for object, size := range listed {
 		name, err := ParsePackName(object)
 		var session ID
-		if err == nil && session.UnmarshalText([]byte(name.Session)) == nil && !h.IsLive(name) && !h.runs(name.Session) {
+		if err == nil && session.UnmarshalText([]byte(name.Session)) == nil && !live[name] && !h.runs(name.Session) {
 			packs = append(packs, LivePack{name, size})
 		}
 	}

@@ -49,37 +49,46 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	})
 }
 
-// newer brings back whole backups that are newer than the newest head, which was not the last one then. Who runs a backup
-// meanwhile goes on.
+// newer brings back whole backups that are newer than the newest head, which was not the last one then. The head before a
+// commit has its session still: so it does not matter here who is registered. Who is alive all the same finds that the
+// backup is committed, or begins anew.
 func (f *repairer) newer(ctx context.Context, c *chain) error {
 	check, err := newLineageCheck(ctx, c, nil, nil)
 	if err != nil {
 		return err
 	}
-	h, found, err := c.unlisted(ctx, check)
+	h, err := c.certain(ctx)
+	if err != nil {
+		return err
+	}
+	alone := *h
+	alone.Sessions = nil
+	found, packs, err := c.wholeNewer(ctx, &alone, check.listed)
 	if err != nil || len(found) == 0 {
 		return err
 	}
 	next, step := h.child(), Step{
 		Object: found[0].pack.String(), Problem: errUnlisted(found[0]).Error(), Action: "make a new head with what is found in packs",
 	}
-	for _, p := range loose(h, check.listed) {
-		if _, _, err := c.lineage.ReadFooter(ctx, f.repository.objects, p.Name.String(), p.Size); err == nil {
-			next.Live = append(next.Live, p)
-		}
-	}
+	next.Live = append(next.Live, packs...)
+	next.Sessions = slices.DeleteFunc(next.Sessions, func(s Session) bool {
+		return slices.ContainsFunc(packs, func(p LivePack) bool { return p.Name.Session == s.Name() })
+	})
 	for _, b := range found {
 		step.Backups = append(step.Backups, b.ID())
 		next.Sequence = max(next.Sequence, b.Sequence+1)
 		next.Records = append(next.Records, Record{b.Backup, b.encoded})
 	}
-	return f.step(step, func() error {
-		written, err := c.write(ctx, next)
-		if err == nil && !written {
-			err = c.errBusy()
-		}
-		return err
-	})
+	return f.step(step, func() error { return f.write(ctx, c, next) })
+}
+
+// write puts a head that was made of the newest one.
+func (f *repairer) write(ctx context.Context, c *chain, next *Head) error {
+	written, err := c.write(ctx, next)
+	if err == nil && !written {
+		err = fault.Errorf(fault.ErrInUse, "lineage %s: %w: wait until nothing else writes there, and run it again", c.lineage.name, errMoved)
+	}
+	return err
 }
 
 func (f *repairer) knownHead(c *chain) (uint64, error) {
@@ -157,12 +166,8 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 		next.Parent = ID{}
 	}
 	return f.step(step, func() error {
-		written, err := c.write(ctx, next)
-		if err != nil {
+		if err := f.write(ctx, c, next); err != nil {
 			return err
-		}
-		if !written {
-			return c.errBusy()
 		}
 		if f.Memory != nil {
 			err := f.Memory.Change(func(k *Known) {

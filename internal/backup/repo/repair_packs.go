@@ -13,18 +13,26 @@ import (
 // repairAttempts is how often the packs of a lineage are looked at anew because others wrote to it meanwhile.
 const repairAttempts = 3
 
-// errMoved tells that others wrote to a lineage since its packs were looked at.
-var errMoved = errors.New("others write to it at the same time")
+var (
+	// errMoved tells that others wrote to a lineage since it was looked at.
+	errMoved = errors.New("others write to it at the same time")
+
+	// errUnsteady tells that a pack was not as it had been before.
+	errUnsteady = errors.New("what is read of it is not the same each time, so that nothing is dropped: is a disk or a network failing?")
+)
 
 // packs saves what is good in damaged packs of a lineage. It reads all of its data.
 func (f *repairer) packs(ctx context.Context, c *chain) error {
+	var err error
 	for range repairAttempts {
 		before := len(f.steps)
-		err := f.packsOnce(ctx, c)
-		if !errors.Is(err, errMoved) {
+		if err = f.packsOnce(ctx, c); !errors.Is(err, errMoved) && !errors.Is(err, errUnsteady) {
 			return err
 		}
 		f.steps = f.steps[:before]
+	}
+	if errors.Is(err, errUnsteady) {
+		return fault.Errorf(fault.ErrCorrupt, "lineage %s: %w", c.lineage.name, err)
 	}
 	return fault.Errorf(fault.ErrInUse, "lineage %s: %w: wait until nothing backs up or prunes, and try again", c.lineage.name, errMoved)
 }
@@ -43,20 +51,32 @@ type damagedPacks struct {
 const actionLost = "the data of backups is lost: --drop-damaged drops them"
 
 func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
-	h, _, _, err := c.survey(ctx) // in a dry run, what comes nearest to the head that is to be made
+	h, trusted, _, err := c.survey(ctx) // in a dry run, what comes nearest to the head that is to be made
 	if err != nil {
 		return err
 	}
 	d := &damagedPacks{head: h, drop: map[PackName]bool{}, lost: map[string]bool{}}
-	if d.check, err = newLineageCheck(ctx, c, h.Backups(), h.Live); err != nil {
+	var hurt map[string][]*Backup
+	if d.check, hurt, err = lookAtAll(ctx, c, h); err != nil {
 		return err
 	}
-	if err := d.check.each(ctx, slices.Collect(maps.Keys(d.check.packs)), (*packCheck).checkWhole, nil); err != nil {
-		return err
+	if trusted && d.check.misses() {
+		newest, err := c.certain(ctx)
+		if err != nil {
+			return err
+		}
+		if d.check.replaced(newest) {
+			return errMoved
+		}
 	}
-	hurt, err := d.check.hurt(ctx)
-	if err != nil {
-		return err
+	if f.DropDamaged && !f.DryRun && len(hurt) > 0 { // what cannot be taken back is not decided by one look
+		_, again, err := lookAtAll(ctx, c, h)
+		if err != nil {
+			return err
+		}
+		if !maps.EqualFunc(hurt, again, slices.Equal) {
+			return errUnsteady
+		}
 	}
 	steps := f.plan(d, hurt)
 	for _, r := range d.check.unrecorded(h) {
@@ -82,6 +102,19 @@ func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
 		}
 	}
 	return nil
+}
+
+// lookAtAll reads all packs of a head, and tells which of its backups what is wrong hurts, by the objects that are to blame.
+func lookAtAll(ctx context.Context, c *chain, h *Head) (*lineageCheck, map[string][]*Backup, error) {
+	check, err := newLineageCheck(ctx, c, h.Backups(), h.Live)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := check.each(ctx, slices.Collect(maps.Keys(check.packs)), (*packCheck).checkWhole, nil); err != nil {
+		return nil, nil, err
+	}
+	hurt, err := check.hurt(ctx)
+	return check, hurt, err
 }
 
 // plan decides which packs and which backups go.
@@ -215,10 +248,13 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 			return s.upload(ctx, pack)
 		}}
 	save := func(e Entry, plaintext []byte, err error) error {
-		if err != nil {
-			return nil // it is lost
+		switch {
+		case err == nil:
+			return w.add(ctx, e, plaintext)
+		case p.wrong[e.ID] == nil:
+			return errUnsteady
 		}
-		return w.add(ctx, e, plaintext)
+		return nil // it is lost
 	}
 	if p.cached != nil {
 		err = d.check.openCached(p.cached, data, save)

@@ -51,10 +51,13 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 	var before uint64
 	for i, number := range numbers {
 		name := HeadName(c.lineage.name, number)
-		if before != 0 && number > before+1 && number-1 > kept {
-			// A listing need not show what was put meanwhile.
-			if _, err := c.get(ctx, number-1); fault.Is(err, fault.ErrNotFound) {
-				find(number-1, corrupt(HeadName(c.lineage.name, number-1), "it is missing"))
+		for n := max(before, kept) + 1; n < number; n++ { // a listing need not show what was put meanwhile
+			_, err := c.get(ctx, n)
+			switch {
+			case fault.Is(err, fault.ErrNotFound):
+				find(n, corrupt(HeadName(c.lineage.name, n), "it is missing"))
+			case err != nil && !fault.Is(err, fault.ErrCorrupt):
+				return nil, false, nil, err
 			}
 		}
 		before = number

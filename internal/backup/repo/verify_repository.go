@@ -154,8 +154,12 @@ func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h
 	for _, r := range unrecorded {
 		v.find(HeadName(h.Lineage, h.Number), fault.Errorf(fault.ErrCorrupt, "no pack holds the record of backup %s, which would be lost with the heads", r.ID()), nil)
 	}
-	_, unlisted, err := c.unlisted(ctx, check)
-	for _, f := range unlisted {
+	newest, err := c.certain(ctx) // after the listing: what is in it was registered before
+	if err != nil {
+		return err
+	}
+	newer, _, err := c.wholeNewer(ctx, newest, check.listed)
+	for _, f := range newer {
 		v.find(f.pack.String(), errUnlisted(f), []*Backup{f.Backup})
 	}
 	return err
