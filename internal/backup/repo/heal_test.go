@@ -208,6 +208,47 @@ func TestUnreadableObjectIsDamageOfThatObject(t *testing.T) {
 	}
 }
 
+// A sector in the middle of a pack cannot be read: one record is lost, and the others are there.
+func TestUnreadablePartOfAPackHurtsWhatIsInItOnly(t *testing.T) {
+	objects := storetest.NewMemory()
+	r := newTestRepository(t, objects, nil)
+	before := newSparse(300*MinChunk, MinChunk)
+	before.blocks[0], before.blocks[5] = noise(MinChunk, 1), noise(MinChunk, 2)
+	v := before.clone()
+	v.blocks[7] = noise(MinChunk, 3)
+	w := mustBackup(t, r, specOf(v, nil, nil))
+	other := mustBackup(t, r, specOf(before, w, v))
+	pack, entries := dataPack(t, r)
+	bad := entries[slices.IndexFunc(entries, func(e Entry) bool {
+		return e.ID == r.chains[testLineage].lineage.Hasher().Sum(TypeChunk, 0, v.blocks[7])
+	})]
+	faults := storetest.NewFaults(objects)
+	unreadable := func(*storetest.Request, func() error) error {
+		return fault.Errorf(fault.ErrCorrupt, "get %s: cannot be read: input/output error", pack)
+	}
+	faults.On(storetest.Get, pack, 0, unreadable)
+	faults.On(storetest.GetRange, pack, 0, func(q *storetest.Request, do func() error) error {
+		if q.Offset < int64(bad.Offset+bad.Sealed) && int64(bad.Offset) < q.Offset+q.Length {
+			return unreadable(q, do)
+		}
+		return do()
+	})
+	report, err := openFrom(t, faults, "b").Verify(t.Context(), VerifyOptions{Data: true})
+	if err != nil || len(report.Findings) != 1 || !slices.Equal(report.Findings[0].Backups, []string{w.ID()}) {
+		t.Errorf("%+v, %v", report.Findings, err)
+	}
+	steps, err := Repair(t.Context(), faults, nil, RepairOptions{DropDamaged: true})
+	if err != nil || len(steps) != 1 || !steps[0].Done {
+		t.Errorf("%v, %v", steps, err)
+	}
+	if backups, err := openFrom(t, objects, "b").Backups(t.Context()); err != nil || len(backups) != 1 {
+		t.Errorf("%v, %v", backups, err)
+	}
+	if err := restoresTo(t, openFrom(t, objects, "b"), other.Backup, before); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLostConfigOfANewerRepositoryIsNotMadeByAnOldProgram(t *testing.T) {
 	s := newStock(t, true)
 	packs := s.packsOf("lineage-b")

@@ -67,6 +67,10 @@ func (l *Lineage) ReadFooter(ctx context.Context, s store.Store, name string, si
 	}
 	length := min(size, tailGuess)
 	tail, err := s.GetRange(ctx, name, size-length, length)
+	if fault.Is(err, fault.ErrCorrupt) { // records before the footer, perhaps
+		length = trailerSize
+		tail, err = s.GetRange(ctx, name, size-length, length)
+	}
 	if err != nil {
 		return PackRef{}, nil, err
 	}

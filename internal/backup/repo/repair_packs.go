@@ -234,7 +234,8 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 		return nil, nil
 	}
 	data, err := d.check.whole(ctx, p)
-	if err != nil {
+	unreadable := fault.Is(err, fault.ErrCorrupt) // a part of it
+	if err != nil && !unreadable {
 		return nil, err
 	}
 	compressor, err := newCompressor(DefaultChunk)
@@ -256,7 +257,9 @@ func (f *repairer) rescue(ctx context.Context, c *chain, d *damagedPacks, s *reg
 		}
 		return nil // it is lost
 	}
-	if p.cached != nil {
+	if unreadable {
+		err = d.check.openEach(ctx, p, save)
+	} else if p.cached != nil {
 		err = d.check.openCached(p.cached, data, save)
 	} else {
 		_, _, err = c.lineage.SalvagePack(name.String(), data, save)

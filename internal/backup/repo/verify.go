@@ -155,17 +155,21 @@ func (p *packCheck) checkWhole(ctx context.Context, c *lineageCheck) error {
 		return nil // its problem is
 	}
 	name := p.name.String()
-	data, err := c.whole(ctx, p)
-	if err != nil {
-		return err
-	}
-	p.read = true
 	look := func(e Entry, _ []byte, err error) error {
 		if err != nil {
 			p.wrong[e.ID] = err
 		}
 		return nil
 	}
+	data, err := c.whole(ctx, p)
+	if fault.Is(err, fault.ErrCorrupt) { // a part of it cannot be read: which, the records tell
+		p.read, p.problem = true, err
+		return c.openEach(ctx, p, look)
+	}
+	if err != nil {
+		return err
+	}
+	p.read = true
 	if p.cached != nil {
 		return errors.Join(p.problem, c.openCached(p.cached, data, look))
 	}
@@ -204,6 +208,30 @@ func (c *lineageCheck) openCached(pack *Pack, data []byte, fn func(Entry, []byte
 		start, end := min(int(e.Offset), len(data)), min(int(e.Offset+e.Sealed), len(data))
 		plaintext, err := c.lineage.OpenRecord(pack.Ref, e, data[start:end])
 		if err := fn(e, plaintext, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openEach opens the records of a pack one by one, for packs that cannot be read as a whole.
+func (c *lineageCheck) openEach(ctx context.Context, p *packCheck, fn func(Entry, []byte, error) error) error {
+	var ref PackRef
+	var entries []Entry
+	if p.cached != nil {
+		ref, entries = p.cached.Ref, p.cached.Entries
+	} else {
+		var err error
+		if ref, entries, err = c.lineage.ReadFooter(ctx, c.objects, p.name.String(), p.size); err != nil {
+			return err
+		}
+	}
+	for _, e := range entries {
+		data, err := c.lineage.ReadRecord(ctx, c.objects, ref, e)
+		if err != nil && !fault.Is(err, fault.ErrCorrupt) {
+			return err
+		}
+		if err := fn(e, data, err); err != nil {
 			return err
 		}
 	}
