@@ -26,6 +26,7 @@ type chain struct {
 	highest    uint64     // the highest number of a head that was read, or is in the chain
 	listed     int        // how many heads there were when they were listed last
 	remembered uint64     // the highest number that the host will know after its process ended
+	last       KnownHead  // the newest head that certainly was in the chain, as far as is known
 
 	loading sync.Mutex // guards what follows, for as long as an index is loaded
 	index   *Index     // of the packs that were live in some head; nobody else holds it
@@ -49,6 +50,9 @@ func (c concluded) Unwrap() error { return c.error }
 // errFenced tells that a session is registered no more, or has another owner.
 var errFenced = errors.New("the session was ended by another host")
 
+// errForked tells that the last known head is not in the chain, but another in its place.
+var errForked = errors.New("the destination was set back to an older state, and others wrote to it since")
+
 // read returns the newest head. It may be one that was never in the chain: between the listing and the Get its number
 // may have been cleaned up, and created again by a writer that slept. Nothing may be concluded from it that a Put does
 // not prove before genuine was asked.
@@ -64,6 +68,9 @@ func (c *chain) read(ctx context.Context) (*Head, error) {
 		h, err := c.get(ctx, number)
 		switch {
 		case err == nil:
+			if err := c.checkFollows(ctx, h); err != nil {
+				return nil, err
+			}
 			return h, c.remember(number)
 		case !fault.Is(err, fault.ErrNotFound):
 			return nil, err
@@ -149,6 +156,46 @@ func (c *chain) genuine(ctx context.Context, h *Head) (bool, error) {
 	return newest-h.Number < c.repository.kept, err
 }
 
+// checkFollows fails with fault.ErrCorrupt if h, which was read as the newest head, is not of the chain in which the last known
+// head is: others wrote to an older state of it.
+func (c *chain) checkFollows(ctx context.Context, h *Head) error {
+	c.mu.Lock()
+	last := c.last
+	c.mu.Unlock()
+	if last.Number == 0 || h.Number < last.Number || h.Number-last.Number >= c.repository.kept {
+		return nil
+	}
+	nonce := h.Nonce
+	switch h.Number - last.Number {
+	case 0:
+	case 1:
+		nonce = h.Parent
+	default:
+		there, err := c.get(ctx, last.Number)
+		if fault.Is(err, fault.ErrNotFound) || fault.Is(err, fault.ErrCorrupt) {
+			return nil // cleaned up meanwhile, or damage that nothing needs
+		}
+		if err != nil {
+			return err
+		}
+		nonce = there.Nonce
+	}
+	if nonce == last.Nonce {
+		return nil
+	}
+	// Unless its number was cleaned up meanwhile, and created again by a writer that slept.
+	kept, err := c.genuine(ctx, &Head{Number: last.Number})
+	if err != nil || !kept {
+		return err
+	}
+	return c.errSetBack(last)
+}
+
+func (c *chain) errSetBack(last KnownHead) error {
+	return fault.Errorf(fault.ErrCorrupt, "lineage %s: head %d is not the one that this host has seen: %w; bring the newer state back, or run orlop backup repair %s to go on from this one",
+		c.lineage.name, last.Number, errForked, c.repository.options.destination())
+}
+
 // certain returns a head that is of the chain, and was the newest when certain was called or later.
 func (c *chain) certain(ctx context.Context) (*Head, error) {
 	for range attemptLimit {
@@ -156,8 +203,12 @@ func (c *chain) certain(ctx context.Context) (*Head, error) {
 		if err != nil {
 			return nil, err
 		}
-		if genuine, err := c.genuine(ctx, h); err != nil || genuine {
-			return h, err
+		genuine, err := c.genuine(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		if genuine {
+			return h, c.know(h)
 		}
 	}
 	return nil, c.errBusy()
@@ -194,7 +245,7 @@ func (c *chain) write(ctx context.Context, next *Head) (bool, error) {
 	if err != nil || !genuine {
 		return false, err
 	}
-	return true, c.remember(next.Number)
+	return true, c.know(next)
 }
 
 // change replaces the newest head by what edit makes of it, until that stands, and returns it and true. Edit is called

@@ -21,7 +21,17 @@ type Known struct {
 	Encrypted  bool              `json:"encrypted"`
 	Key        string            `json:"key,omitempty"` // its ID
 	Heads      map[string]uint64 `json:"heads"`         // the highest number seen of each lineage
-	Stalls     map[string]Stall  `json:"stalls,omitempty"`
+
+	// Last are heads of each lineage that certainly were in its chain, the newest seen. They may be older than those of Heads.
+	Last map[string]KnownHead `json:"last,omitempty"`
+
+	Stalls map[string]Stall `json:"stalls,omitempty"`
+}
+
+// A KnownHead tells a head from every other.
+type KnownHead struct {
+	Number uint64 `json:"number"` // 0 if none is known
+	Nonce  ID     `json:"nonce"`
 }
 
 // A Memory keeps what a host knows of a repository. It is safe for concurrent use.
@@ -66,14 +76,13 @@ func (r *Repository) recognise(key *Key) error {
 	return nil
 }
 
-// knownHead is the highest number of a lineage's heads that the host remembers.
-func (r *Repository) knownHead(lineage string) (uint64, error) {
-	memory := r.options.memory
+// knownHeads are what a host remembers of a lineage's heads.
+func knownHeads(memory Memory, lineage string) (highest uint64, last KnownHead, err error) {
 	if memory == nil {
-		return 0, nil
+		return 0, KnownHead{}, nil
 	}
 	known, err := memory.Recall()
-	return known.Heads[lineage], err
+	return known.Heads[lineage], known.Last[lineage], err
 }
 
 // remember makes the host remember the number of a head that was read, or is in the chain: before anything comes of it. An
@@ -96,6 +105,32 @@ func (c *chain) remember(number uint64) error {
 		c.remembered = number
 	}
 	return err
+}
+
+// know makes the host remember a head that is in the chain for certain.
+func (c *chain) know(h *Head) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.highest = max(c.highest, h.Number)
+	if h.Number <= c.last.Number {
+		return nil
+	}
+	last := KnownHead{h.Number, h.Nonce}
+	if memory := c.repository.options.memory; memory != nil {
+		if err := memory.Change(func(k *Known) { k.know(c.lineage.name, last) }); err != nil {
+			return err
+		}
+	}
+	c.last, c.remembered = last, max(c.remembered, h.Number)
+	return nil
+}
+
+func (k *Known) know(lineage string, last KnownHead) {
+	k.Heads, k.Last = cloned(k.Heads), cloned(k.Last)
+	k.Heads[lineage] = max(k.Heads[lineage], last.Number)
+	if k.Last[lineage].Number < last.Number {
+		k.Last[lineage] = last
+	}
 }
 
 // A MemoryFile is a Memory in a file. The file is replaced as a whole, and a lock beside it serves all processes.
@@ -136,7 +171,7 @@ func (m *MemoryFile) Change(change func(*Known)) error {
 	if err != nil {
 		return err
 	}
-	known.Heads, known.Stalls = cloned(known.Heads), cloned(known.Stalls)
+	known.Heads, known.Last, known.Stalls = cloned(known.Heads), cloned(known.Last), cloned(known.Stalls)
 	change(&known)
 	data, err := json.Marshal(known)
 	if err != nil {

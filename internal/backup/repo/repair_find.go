@@ -49,6 +49,14 @@ func findBackups(ctx context.Context, lineage *Lineage, objects store.Store) (fo
 	return latest(found), err
 }
 
+func unencoded(found []foundBackup) []*Backup {
+	backups := make([]*Backup, len(found))
+	for i, f := range found {
+		backups[i] = f.Backup
+	}
+	return backups
+}
+
 // latest returns each backup as it was written last, by their sequence: a writer that others were faster than writes its
 // record anew, with a higher sequence number.
 func latest(found []foundBackup) []foundBackup {

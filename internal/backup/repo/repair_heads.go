@@ -12,10 +12,13 @@ import (
 
 // heads mends the chain of a lineage.
 func (f *repairer) heads(ctx context.Context, c *chain) error {
-	known, err := f.knownHead(c)
+	known, last, err := knownHeads(f.Memory, c.lineage.name)
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.last = last
+	c.mu.Unlock()
 	h, trusted, findings, err := c.survey(ctx)
 	if err != nil {
 		return err
@@ -35,17 +38,17 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 		}
 		return f.newer(ctx, c)
 	case trusted:
-		return f.rebuild(ctx, c, h, known, Step{
+		return f.rebuild(ctx, c, h, known, false, Step{
 			Object: object, Problem: fmt.Sprintf("this host has seen head %d: the destination was set back to an older state", known),
 			Action: "go on from the older state, with what else is found in packs",
 		})
 	}
-	problem := "all heads are missing"
+	problem := corrupt(HeadPrefix(c.lineage.name), "all heads are missing")
 	if len(findings) > 0 {
-		problem = findings[len(findings)-1].problem.Error()
+		problem = findings[len(findings)-1].problem
 	}
-	return f.rebuild(ctx, c, h, max(newest, known), Step{
-		Object: object, Problem: problem, Action: fmt.Sprintf("make a new head from head %d and what is found in packs", h.Number),
+	return f.rebuild(ctx, c, h, max(newest, known), errors.Is(problem, errForked), Step{
+		Object: object, Problem: problem.Error(), Action: fmt.Sprintf("make a new head from head %d and what is found in packs", h.Number),
 	})
 }
 
@@ -91,14 +94,6 @@ func (f *repairer) write(ctx context.Context, c *chain, next *Head) error {
 	return err
 }
 
-func (f *repairer) knownHead(c *chain) (uint64, error) {
-	if f.Memory == nil {
-		return 0, nil
-	}
-	known, err := f.Memory.Recall()
-	return known.Heads[c.lineage.name], err
-}
-
 // passOver writes so many heads that older ones, which are damaged or missing and which nothing needs, can be cleaned up.
 // A name among the kept numbers must never become free: a writer that slept could create it again.
 func (f *repairer) passOver(ctx context.Context, c *chain, h *Head, findings []headFinding) error {
@@ -142,9 +137,10 @@ func (f *repairer) advance(ctx context.Context, c *chain, number uint64) error {
 	return nil
 }
 
-// rebuild writes a head above number with the backups and packs of h and what else is found.
-func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64, step Step) error {
-	next, lost, err := f.found(ctx, c, h)
+// rebuild writes a head above number with the backups and packs of h and what else is found. If others wrote to an older state,
+// h is forked.
+func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64, forked bool, step Step) error {
+	next, lost, err := f.found(ctx, c, h, forked)
 	if err != nil {
 		return err
 	}
@@ -170,10 +166,7 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 			return err
 		}
 		if f.Memory != nil {
-			err := f.Memory.Change(func(k *Known) {
-				k.Heads = cloned(k.Heads)
-				k.Heads[c.lineage.name] = max(k.Heads[c.lineage.name], next.Number)
-			})
+			err := f.Memory.Change(func(k *Known) { k.know(c.lineage.name, KnownHead{next.Number, next.Nonce}) })
 			if err != nil {
 				return err
 			}
@@ -187,8 +180,9 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 }
 
 // found returns a copy of a head, without sessions, to which all packs that are there are added, and the backups in them that
-// are newer than all that the head ever had: the others were deleted. It tells the IDs of those that are not whole.
-func (f *repairer) found(ctx context.Context, c *chain, h *Head) (next *Head, lost []string, err error) {
+// are newer than all that the head ever had: the others were deleted. If it was made of an older state, those are added too
+// that follow the first number which two of them have. It tells the IDs of those that are not whole.
+func (f *repairer) found(ctx context.Context, c *chain, h *Head, forked bool) (next *Head, lost []string, err error) {
 	next = h.child()
 	next.Sessions = nil
 	known := map[PackName]bool{}
@@ -220,8 +214,18 @@ func (f *repairer) found(ctx context.Context, c *chain, h *Head) (next *Head, lo
 	if err != nil {
 		return nil, nil, err
 	}
+	newer := h.Sequence
+	if forked {
+		numbered := map[uint64]string{}
+		for _, b := range append(h.Backups(), unencoded(backups)...) {
+			if other, there := numbered[b.Sequence]; there && other != b.Record {
+				newer = min(newer, b.Sequence)
+			}
+			numbered[b.Sequence] = b.Record
+		}
+	}
 	for _, b := range backups {
-		if _, there := next.Backup(b.Record); there || b.Sequence < h.Sequence {
+		if _, there := next.Backup(b.Record); there || b.Sequence < newer {
 			continue
 		}
 		damage, err := check.treeOf(ctx, b.Backup)

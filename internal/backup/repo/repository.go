@@ -118,12 +118,18 @@ func checkEmpty(ctx context.Context, objects store.Store, destination string) er
 		if strings.HasPrefix(o.Name, "probe/") {
 			return nil
 		}
-		first = o.Name
+		if first = o.Name; strings.HasPrefix(first, lineagesPrefix) {
+			if _, err := ParsePackName(first); err != nil {
+				return nil // what has packs can be repaired
+			}
+		}
 		return errFound
 	})
 	switch {
-	case err == nil:
+	case err == nil && first == "":
 		return nil
+	case err == nil:
+		return fault.Errorf(fault.ErrExists, "%s and what else is in lineages/ is left of a repository that has no config and no packs, so no backups: delete lineages/ there, and run it again", first)
 	case !errors.Is(err, errFound):
 		return err
 	case strings.HasPrefix(first, lineagesPrefix):
@@ -281,8 +287,8 @@ func (r *Repository) Lineages(ctx context.Context) ([]string, error) {
 
 func (r *Repository) lineages(ctx context.Context, memory Memory) (names []string, err error) {
 	err = r.objects.List(ctx, lineagesPrefix, func(o store.Object) error {
-		name, _, _ := strings.Cut(strings.TrimPrefix(o.Name, lineagesPrefix), "/")
-		if CheckLabel(name) == nil && (len(names) == 0 || names[len(names)-1] != name) {
+		name, _, within := strings.Cut(strings.TrimPrefix(o.Name, lineagesPrefix), "/")
+		if within && CheckLabel(name) == nil && (len(names) == 0 || names[len(names)-1] != name) {
 			names = append(names, name)
 		}
 		return nil
@@ -313,7 +319,7 @@ func (r *Repository) chain(name string) (*chain, error) {
 		return nil, err
 	}
 	c := &chain{repository: r, lineage: lineage, index: NewIndex()}
-	if c.highest, err = r.knownHead(name); err != nil {
+	if c.highest, c.last, err = knownHeads(r.options.memory, name); err != nil {
 		return nil, err
 	}
 	c.remembered = c.highest

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"slices"
 
 	"orlop/internal/fault"
 )
@@ -23,11 +24,15 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 	h = &Head{Lineage: c.lineage.name, Sequence: 1}
 	read := make([]error, len(numbers))
 	stray := map[uint64]bool{} // heads that do not name the one before as their parent
+	c.mu.Lock()
+	known, forked := c.last, false
+	c.mu.Unlock()
 	for i, number := range numbers {
 		got, err := c.get(ctx, number)
 		if read[i] = err; err != nil {
 			continue
 		}
+		forked = forked || number == known.Number && got.Nonce != known.Nonce
 		stray[number] = h.Number != 0 && h.Number == number-1 && got.Parent != h.Nonce
 		h = got
 	}
@@ -38,6 +43,9 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 		return nil, false, nil, err
 	}
 	problem := err
+	if forked && !back && known.Number+c.repository.kept > newest {
+		back, problem = true, c.errSetBack(known)
+	}
 	var last uint64
 	if len(numbers) > 0 {
 		last = numbers[len(numbers)-1]
@@ -72,16 +80,26 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 			find(number, corrupt(name, "it does not follow the one before"))
 		}
 	}
+	if len(findings) > 0 { // what was cleaned up since is not missing
+		now, err := c.numbers(ctx)
+		if err != nil {
+			return nil, false, nil, err
+		}
+		findings = slices.DeleteFunc(findings, func(f headFinding) bool {
+			return len(now) > 0 && f.number+c.repository.kept <= now[len(now)-1]
+		})
+	}
 	if back {
 		return h, false, append(findings, headFinding{last + 1, problem}), nil
 	}
 	if last == 0 {
 		return h, false, append(findings, headFinding{1, corrupt(HeadPrefix(c.lineage.name), "all heads are missing")}), nil
 	}
-	if h.Number == last {
-		err = c.remember(last)
-	} else if last <= kept {
+	if last <= kept {
 		return c.survey(ctx) // others wrote many heads meanwhile
+	}
+	if h.Number == last {
+		err = c.know(h)
 	}
 	return h, h.Number == last, findings, err
 }

@@ -136,9 +136,9 @@ func (v *verified) isDamaged(name PackName) bool {
 	return damaged
 }
 
-// judge remembers which of the backups that were looked at are hurt. Who was hurt before stays so unless all of the data
-// was read.
-func (v *verified) judge(looked []*Backup, hurt map[string]bool, complete bool) {
+// judge remembers which of the backups that were looked at are hurt. Packs that were damaged were read again, so who is not hurt
+// now is not because of those.
+func (v *verified) judge(looked []*Backup, hurt map[string]bool) {
 	known := map[string]bool{}
 	for _, id := range v.Hurt {
 		known[id] = true
@@ -146,7 +146,7 @@ func (v *verified) judge(looked []*Backup, hurt map[string]bool, complete bool) 
 	for _, b := range looked {
 		if hurt[b.ID()] {
 			known[b.ID()] = true
-		} else if complete {
+		} else {
 			delete(known, b.ID())
 		}
 	}

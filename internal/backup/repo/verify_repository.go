@@ -39,8 +39,8 @@ type verifier struct {
 	done, all  int64 // bytes to read, as far as is known
 }
 
-// Verify looks for damage and changes nothing. What it finds is in the report; it fails only if it could not look. A backup
-// is hurt if it cannot be restored now.
+// Verify looks for damage and changes nothing. What it finds is in the report; it fails only if it could not look at a lineage,
+// and then has looked at the others. A backup is hurt if it cannot be restored now.
 func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (report Report, err error) {
 	if o.Sample < 0 || o.Sample > 1 {
 		return Report{}, fault.Errorf(fault.ErrInvalid, "verify: a sample of %g: want a part above 0 and up to 1", o.Sample)
@@ -61,21 +61,25 @@ func (r *Repository) Verify(ctx context.Context, o VerifyOptions) (report Report
 	if err != nil {
 		return v.report, err
 	}
+	var failed []error
 	for _, name := range lineages {
 		if o.Only != nil && o.Only.Lineage != name {
 			continue
 		}
 		if err := v.lineage(ctx, name); err != nil {
-			return v.report, fmt.Errorf("verify lineage %s: %w", name, err)
+			failed = append(failed, fmt.Errorf("verify lineage %s: %w", name, err))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	memory.change(func(m *verified) {
-		m.judge(v.looked, v.hurt, o.Data)
-		if o.Only == nil {
+		m.judge(v.looked, v.hurt)
+		if o.Only == nil && failed == nil {
 			m.forget(v.packs, v.backups)
 		}
 	})
-	return v.report, nil
+	return v.report, errors.Join(failed...)
 }
 
 func (v *verifier) find(object string, problem error, hurt []*Backup) {
