@@ -26,6 +26,7 @@ const defaultSocket = "/run/orlop/control.sock"
 type cli struct {
 	stdout, stderr io.Writer
 	json           bool
+	warned         warnings
 	client         *control.Client
 }
 

@@ -45,6 +45,15 @@ func keyOf(ctx *urfave.Context) (*repo.Key, error) {
 	return repo.ReadKeyFile(path)
 }
 
+// keyFlag is what commands that are to be run next need besides the destination, if not from the environment.
+func keyFlag(ctx *urfave.Context) string {
+	path := ctx.String("key-file")
+	if path == "" || path == os.Getenv("ORLOP_KEY_FILE") {
+		return ""
+	}
+	return " --key-file " + quoted(path)
+}
+
 // destinationOf is the only argument, or ORLOP_DEST.
 func destinationOf(ctx *urfave.Context) (destination, error) {
 	text := os.Getenv("ORLOP_DEST")
@@ -140,11 +149,32 @@ func (o *opener) lose(dir string, err error) {
 	})
 }
 
-// warn tells of what does not keep a command from its work. With --json, stderr is for errors only.
+// warn tells of what does not keep a command from its work. With --json, stderr is for errors only, and some outputs have room
+// for it.
 func (c *cli) warn(format string, args ...any) {
+	c.warned.add(fmt.Sprintf(format, args...))
 	if !c.json {
 		fmt.Fprintf(c.stderr, "orlop: warning: "+format+"\n", args...)
 	}
+}
+
+// warnings are those of one run. They are safe for concurrent use.
+type warnings struct {
+	mu   sync.Mutex
+	told []string
+}
+
+func (w *warnings) add(text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, text)
+}
+
+// all is what was told so far, for JSON.
+func (w *warnings) all() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]string{}, w.told...)
 }
 
 // openRepository opens the only repository that a command needs, and calls do with it.
@@ -180,7 +210,7 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
 			&urfave.BoolFlag{Name: "unencrypted", Usage: "anybody who can read the place can read the backups"},
-			&urfave.BoolFlag{Name: "new", Usage: "make one although this host knows another there, which is gone"},
+			&urfave.BoolFlag{Name: "new", Usage: "make one although this host knows another there, which is gone; or take the one that is there for the right one"},
 		},
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
@@ -329,8 +359,13 @@ func (c *cli) printBackups(views []backupView) error {
 	return nil
 }
 
-// find returns the backup that a URL names.
-func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, error) {
+// hurt tells whether a backup is known to be damaged.
+func (o *openRepository) hurt() func(*repo.Backup) bool {
+	return repo.RememberedDamage(o.local.verified()).Hurts
+}
+
+// find returns the backup that a URL names: of a volume's the newest that is not to be passed over.
+func (o *openRepository) find(ctx context.Context, u backupURL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
 	backups, err := o.Backups(ctx)
 	if u.backup != "" {
 		for _, b := range backups {
@@ -343,7 +378,7 @@ func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, e
 		}
 		return nil, fault.Errorf(fault.ErrNotFound, "backup %q: not found: see orlop backup list %s", u.backup, o.at.quoted())
 	}
-	b, failed := o.newestOf(backups, u)
+	b, failed := o.newestOf(backups, u, pass)
 	switch {
 	case err == nil:
 		return b, failed
@@ -351,16 +386,15 @@ func (o *openRepository) find(ctx context.Context, u backupURL) (*repo.Backup, e
 		o.warn("not everything can be read, and there may be newer backups of volume %q: %v", u.volume, err)
 		return b, nil
 	case fault.Is(failed, fault.ErrNotFound):
-		return nil, fault.Errorf(fault.KindOf(err), "no backup of a volume %q is in what can be read; if you know its ID, say backup=ID instead of volume=: %w", u.volume, err)
+		return nil, fault.Errorf(fault.KindOf(err), "no backup of a volume %q is in what can be read: %w", u.volume, err)
 	}
 	return nil, errors.Join(failed, err)
 }
 
-// newestOf returns the newest backup of the volume of a name that is not known to be damaged.
-func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL) (*repo.Backup, error) {
-	var newest *repo.Backup
+// newestOf returns the newest backup of the volume of a name that is not to be passed over, and tells of newer ones that are.
+func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
+	var newest, passed *repo.Backup
 	var ids []string
-	hurt := repo.RememberedDamage(o.local.verified()).Hurts
 	for _, b := range backups {
 		if b.Volume.Name != u.volume {
 			continue
@@ -368,21 +402,32 @@ func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL) (*repo.Ba
 		if !slices.Contains(ids, b.Volume.ID) {
 			ids = append(ids, b.Volume.ID)
 		}
-		if !hurt(b) && (newest == nil || b.Sequence > newest.Sequence) {
-			newest = b
+		of := &newest
+		if pass(b) {
+			of = &passed
 		}
+		if *of == nil || b.Sequence > (*of).Sequence {
+			*of = b
+		}
+	}
+	if len(ids) == 1 && newest != nil && passed != nil && passed.Sequence > newest.Sequence {
+		o.warn("the newest backup of volume %q, %s of %s, is damaged: this is %s of %s; see orlop backup verify %s", u.volume,
+			passed.ID(), dated(passed), newest.ID(), dated(newest), o.at.quoted())
 	}
 	switch {
 	case len(ids) == 0:
 		return nil, fault.Errorf(fault.ErrNotFound, "no backup of a volume %q: see orlop backup list %s", u.volume, o.at.quoted())
 	case len(ids) > 1:
 		slices.Sort(ids)
-		return nil, fault.Errorf(fault.ErrInvalid, "there are backups of several volumes named %q, of IDs %q: choose one with backup=, see orlop backup list %s --volume-name %s", u.volume, ids, o.at.quoted(), u.volume)
+		return nil, fault.Errorf(fault.ErrInvalid, "there are backups of several volumes named %q, of IDs %q: choose one with backup=, see orlop backup list %s --volume-name %s --json", u.volume, ids, o.at.quoted(), u.volume)
 	case newest == nil:
 		return nil, fault.Errorf(fault.ErrCorrupt, "every backup of volume %q is damaged: see orlop backup verify %s --data", u.volume, o.at.quoted())
 	}
 	return newest, nil
 }
+
+// dated is when a backup was made, for people.
+func dated(b *repo.Backup) string { return b.Created.UTC().Format(time.DateTime) + " UTC" }
 
 func (c *cli) backupInspectCommand() *urfave.Command {
 	return &urfave.Command{
@@ -401,7 +446,7 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 					return nil, err
 				}
 				err = opener.open(u.destination, func(r *openRepository) error {
-					b, err := r.find(ctx.Context, u)
+					b, err := r.find(ctx.Context, u, r.hurt())
 					if err != nil {
 						return err
 					}
@@ -435,7 +480,7 @@ func (c *cli) backupDeleteCommand() *urfave.Command {
 					return fault.Errorf(fault.ErrInvalid, "backup delete %q: backup= is missing: see orlop backup list %s", text, u.quoted())
 				}
 				return opener.open(u.destination, func(r *openRepository) error {
-					b, err := r.find(ctx.Context, u)
+					b, err := r.find(ctx.Context, u, nil)
 					if err != nil {
 						return err
 					}

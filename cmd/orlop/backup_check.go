@@ -42,7 +42,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 			}
 			return c.openRepository(ctx, at, func(r *openRepository) error {
 				if u != nil {
-					b, err := r.find(ctx.Context, *u)
+					b, err := r.find(ctx.Context, *u, func(*repo.Backup) bool { return false })
 					if err != nil {
 						return err
 					}
@@ -53,7 +53,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 					options.Progress = shown.show
 				}
 				options.Memory = r.local.verifiable()
-				options.Command = "orlop backup repair " + at.quoted() + " --dry-run"
+				options.Command = "orlop backup repair " + at.quoted() + " --dry-run" + keyFlag(ctx)
 				report, err := r.Verify(ctx.Context, options)
 				shown.end()
 				return c.verified(r, report, options.Only, err)
@@ -68,7 +68,7 @@ func (c *cli) verified(r *openRepository, found repo.Report, only *repo.Backup, 
 	if failed != nil && len(found.Findings) == 0 {
 		return failed
 	}
-	if err := c.printReport(found); err != nil || !hurts(found, only) {
+	if err := c.printReport(found, only); err != nil || !hurts(found, only) {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -103,23 +103,23 @@ func parsePercent(text string) (float64, error) {
 // errDamaged is what verify ends with when it has told of what it found.
 var errDamaged = fault.Errorf(fault.ErrCorrupt, "damage was found")
 
-// hurts tells whether something is wrong with what verify was to look at: the repository, or one backup. Without the config
-// and the heads no backup is found.
+// hurts tells whether something is wrong with what verify was to look at: the repository, or one backup.
 func hurts(report repo.Report, only *repo.Backup) bool {
 	return slices.ContainsFunc(report.Findings, func(f repo.Finding) bool {
-		return only == nil || slices.Contains(f.Backups, only.ID()) ||
-			f.Object == repo.ConfigName || strings.HasPrefix(f.Object, repo.HeadPrefix(only.Lineage))
+		return only == nil || slices.Contains(f.Backups, only.ID())
 	})
 }
 
-func (c *cli) printReport(report repo.Report) error {
+func (c *cli) printReport(report repo.Report, only *repo.Backup) error {
 	if c.json {
 		return c.printJSON(report)
 	}
 	var text strings.Builder
 	for _, f := range report.Findings {
 		fmt.Fprintf(&text, "%s\n  problem: %s\n", f.Object, f.Problem)
-		if len(f.Backups) == 0 {
+		if f.Unnamed {
+			fmt.Fprintf(&text, "  hurts:   whatever backups were made since, of which nothing tells\n")
+		} else if len(f.Backups) == 0 {
 			fmt.Fprintf(&text, "  hurts:   no backup\n")
 		}
 		for _, id := range f.Backups {
@@ -134,7 +134,11 @@ func (c *cli) printReport(report repo.Report) error {
 	if n := len(report.Findings); n > 0 {
 		verdict = counted(n, "damaged object")
 	}
-	fmt.Fprintf(&text, "%s: %s, %s, %d of them read (%s)\n", verdict, counted(report.Backups, "backup"), counted(report.Packs, "pack"), report.Read, daemon.Bytes(report.Bytes))
+	of := counted(report.Backups, "backup")
+	if only != nil {
+		of = fmt.Sprintf("backup %s of %s", only.ID(), dated(only))
+	}
+	fmt.Fprintf(&text, "%s: %s, %s, %d of them read (%s)\n", verdict, of, counted(report.Packs, "pack"), report.Read, daemon.Bytes(report.Bytes))
 	if _, err := c.stdout.Write([]byte(text.String())); err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
@@ -173,7 +177,13 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if _, err := p.repository(ctx.Context); err != nil {
 				return err
 			}
-			options := repo.RepairOptions{DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), At: at.quoted(), Memory: p.local.memory(), Cache: p.local.dir}
+			origin, err := repo.LocalOrigin()
+			if err != nil {
+				return err
+			}
+			options := repo.RepairOptions{
+				DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), Origin: origin, At: at.quoted(), Memory: p.local.memory(), Cache: p.local.dir,
+			}
 			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", at, err)
@@ -280,6 +290,8 @@ type pruneView struct {
 	Skipped []string     `json:"skipped"` // why volumes were left alone
 	Freed   int64        `json:"freed"`   // bytes
 	DryRun  bool         `json:"dry_run"`
+
+	Warnings []string `json:"warnings"`
 }
 
 // stalledAfter is how long another host's session must show nothing new before prune ends it.
@@ -298,7 +310,7 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 	var failed, doubts []error
 	matched := false
 	for _, lineage := range lineages {
-		p := pruner{ctx: ctx, r: r, policy: policy, hurt: repo.RememberedDamage(r.local.verified()).Hurts, warn: c.warn}
+		p := pruner{ctx: ctx, r: r, policy: policy, hurt: r.hurt(), warn: c.warn}
 		if err := p.prune(lineage, view.DryRun); err != nil {
 			failed = append(failed, err)
 		}
@@ -319,7 +331,7 @@ func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) 
 	if !matched && len(failed) == 0 && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
 		failed = append(failed, errNoMatch(ctx))
 	}
-	return joined(slices.Concat(failed, doubts, []error{c.printPrune(view)}))
+	return joined(slices.Concat(failed, doubts, []error{c.printPrune(view, len(failed) == 0)}))
 }
 
 // joined is all of the errors, and of the first one's kind.
@@ -360,15 +372,17 @@ type pruner struct {
 }
 
 func (p *pruner) prune(lineage string, dryRun bool) error {
+	thin := p.r.Thin
 	if dryRun {
-		backups, err := p.r.BackupsOf(p.ctx.Context, lineage)
-		p.choose(backups)
-		return err
+		thin = p.r.WouldThin
 	}
-	if _, err := p.r.Thin(p.ctx.Context, lineage, p.choose); err != nil {
+	if _, err := thin(p.ctx.Context, lineage, p.choose); err != nil {
 		p.kept += len(p.removed)
 		p.removed = nil
 		return err
+	}
+	if dryRun {
+		return nil
 	}
 	var stalled func(*repo.Session) bool
 	if p.r.local.dir != "" {
@@ -433,8 +447,10 @@ func (p *pruner) choose(backups []*repo.Backup) (records []string) {
 	return records
 }
 
-func (c *cli) printPrune(view pruneView) error {
+// printPrune tells what was done. What is kept is known only if all could be looked at.
+func (c *cli) printPrune(view pruneView, all bool) error {
 	if c.json {
+		view.Warnings = c.warned.all()
 		return c.printJSON(view)
 	}
 	verb := "forgot"
@@ -446,7 +462,10 @@ func (c *cli) printPrune(view pruneView) error {
 			return err
 		}
 	}
-	text := fmt.Sprintf("%s %s, kept %d", verb, counted(len(view.Removed), "backup"), view.Kept)
+	text := verb + " " + counted(len(view.Removed), "backup")
+	if all {
+		text += fmt.Sprintf(", kept %d", view.Kept)
+	}
 	if !view.DryRun {
 		text += ", freed " + daemon.Bytes(view.Freed)
 	}

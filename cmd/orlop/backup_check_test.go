@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -56,7 +57,7 @@ func TestADamagedLineageKeepsPruneFromNoOther(t *testing.T) {
 	}
 	p.breakHead("id-2")
 	got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key)
-	got.wants(t, 7, "forgot "+gone[0], "forgot "+gone[2], "id-2", "forgot 2 backups, kept 2")
+	got.wants(t, 7, "forgot "+gone[0], "forgot "+gone[2], "id-2", "forgot 2 backups, freed")
 	if got := invoke("--json", "backup", "list", p.dir, "--key-file", p.key); strings.Count(got.stdout, `"url"`) != 2 {
 		t.Errorf("%s", got)
 	}
@@ -99,7 +100,8 @@ func TestPruneNamesOnlyWhatIsForgotten(t *testing.T) {
 	for _, pack := range packs {
 		wipe(t, pack)
 	}
-	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key).wants(t, 7, "forgot 0 backups, kept 2")
+	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key, "--dry-run").wants(t, 7, "would forget 0 backups\n")
+	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key).wants(t, 7, "forgot 0 backups, freed")
 	if left := p.views(); len(left) != 2 {
 		t.Errorf("%+v", left)
 	}
@@ -144,7 +146,7 @@ func TestADamagedLineageBlocksNoVolumeOfAnother(t *testing.T) {
 		}
 	}
 	p.must("backup", "inspect", good, "--key-file", p.key)
-	invoke("backup", "inspect", p.dir+"?volume=db", "--key-file", p.key).wants(t, 7, `"db"`, "backup=ID", "id-1")
+	invoke("backup", "inspect", p.dir+"?volume=db", "--key-file", p.key).wants(t, 7, `"db"`, "id-1")
 	invoke("backup", "inspect", hurt, "--key-file", p.key).wants(t, 7, "id-1")
 }
 
@@ -180,7 +182,7 @@ func TestVerifyOfOneBackupJudgesThatOnly(t *testing.T) {
 	invoke("backup", "verify", hurt, "--data", "--key-file", p.key).wants(t, 7, idOf(hurt))
 	p.must("backup", "verify", good, "--data", "--key-file", p.key)
 	wipe(t, filepath.Join(p.dir, repo.ConfigName))
-	invoke("backup", "verify", good, "--key-file", p.key).wants(t, 7, repo.ConfigName)
+	invoke("backup", "verify", good, "--key-file", p.key).wants(t, 0, repo.ConfigName)
 }
 
 func TestFindingsAreAboutABackupIfTheyHurtIt(t *testing.T) {
@@ -194,9 +196,9 @@ func TestFindingsAreAboutABackupIfTheyHurtIt(t *testing.T) {
 		{repo.Finding{Object: "lineages/l/sessions/s/1.data"}, one, false},
 		{repo.Finding{Object: "lineages/l/sessions/s/1.data", Backups: []string{"l.two"}}, one, false},
 		{repo.Finding{Object: "lineages/l/sessions/s/1.data", Backups: []string{"l.two", "l.one"}}, one, true},
-		{repo.Finding{Object: repo.ConfigName}, one, true},
-		{repo.Finding{Object: repo.HeadName("l", 7)}, one, true},
-		{repo.Finding{Object: repo.HeadName("other", 7)}, one, false},
+		{repo.Finding{Object: repo.ConfigName}, one, false},
+		{repo.Finding{Object: repo.HeadName("l", 7)}, one, false},
+		{repo.Finding{Object: repo.HeadName("l", 7), Backups: []string{"l.one"}}, one, true},
 	} {
 		if got := hurts(repo.Report{Findings: []repo.Finding{test.finding}}, test.only); got != test.want {
 			t.Errorf("%+v: %t", test.finding, got)
@@ -306,5 +308,82 @@ func TestPruneWritesWhatIsNeededOfWastefulPacksAnew(t *testing.T) {
 	p.must("backup", "verify", p.dir, "--data", "--key-file", p.key)
 	if got := p.must("backup", "prune", p.dir, "--key-file", p.key); !strings.Contains(got, "freed 0 B") {
 		t.Errorf("a second time: %s", got)
+	}
+}
+
+// The newest backup of a volume is damaged: nobody gets an older one without being told, and verify looks at the newest.
+func TestAnOlderBackupInPlaceOfADamagedOneIsTold(t *testing.T) {
+	p := newBackupPlace(t)
+	old := p.back("db", "id-1", backupTime, contents(1))
+	before := p.packs("id-1")
+	newest := p.back("db", "id-1", backupTime.Add(time.Hour), contents(2))
+	volume, key := p.dir+"?volume=db", []string{"--key-file", p.key}
+	run := func(args ...string) outcome { return invoke(append(args, key...)...) }
+	good := map[string]string{}
+	for _, pack := range p.packs("id-1") {
+		if slices.Contains(before, pack) {
+			continue
+		}
+		data, err := os.ReadFile(pack)
+		if err != nil {
+			t.Fatal(err)
+		}
+		good[pack] = string(data)
+		data[len(data)/2] ^= 1
+		rewrite(t, pack, string(data))
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	run("backup", "restore", volume, "--to-file", image).wants(t, 7, "after a repair")
+	for range 2 {
+		run("backup", "verify", volume, "--data").wants(t, 7, idOf(newest))
+	}
+	told := run("backup", "restore", volume, "--to-file", image+"-2")
+	told.wants(t, 0, "warning", idOf(newest)+" of 20", idOf(old)+" of 20")
+	run("--json", "backup", "restore", volume, "--to-file", image+"-3").wants(t, 0, `"warnings":["the newest backup`, idOf(newest))
+	run("backup", "inspect", volume).wants(t, 0, "warning", idOf(old))
+	for pack, data := range good {
+		rewrite(t, pack, data)
+	}
+	run("backup", "verify", p.dir).wants(t, 0, "nothing wrong")
+	got := run("backup", "inspect", volume)
+	if got.wants(t, 0, idOf(newest)); len(got.warnings()) > 0 {
+		t.Errorf("%s", got)
+	}
+}
+
+// packs are the files of the packs with data.
+func (p *backupPlace) packs(lineage string) []string {
+	p.t.Helper()
+	packs, err := filepath.Glob(filepath.Join(p.dir, "lineages", lineage, "sessions", "*", "*.data"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return packs
+}
+
+func TestBackupsThatAreGoneAsAWholeAreGivenUpOnlyIfAsked(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	p.back("web", "id-2", backupTime, contents(2))
+	p.must("backup", "list", p.dir, "--key-file", p.key)
+	if err := os.RemoveAll(filepath.Join(p.dir, "lineages", "id-1")); err != nil {
+		t.Fatal(err)
+	}
+	invoke("backup", "verify", p.dir, "--key-file", p.key).wants(t, 7, "id-1", "of which nothing tells", "--key-file")
+	for _, dry := range []string{"--dry-run=true", "--dry-run=false"} {
+		invoke("backup", "repair", p.dir, dry, "--key-file", p.key).wants(t, 7, "to do: nothing is left", "--drop-damaged")
+	}
+	p.must("backup", "repair", p.dir, "--drop-damaged", "--key-file", p.key)
+	p.must("backup", "verify", p.dir, "--key-file", p.key)
+}
+
+func TestAStrayFileAmongTheLineagesIsNone(t *testing.T) {
+	p := newBackupPlace(t)
+	p.back("db", "id-1", backupTime, contents(1))
+	if err := os.WriteFile(filepath.Join(p.dir, "lineages", "desktop.ini"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"list", "verify", "repair", "prune"} {
+		p.must("backup", command, p.dir, "--key-file", p.key)
 	}
 }

@@ -40,7 +40,7 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 				return err
 			}
 			return c.openRepository(ctx, u.destination, func(r *openRepository) error {
-				b, err := r.find(ctx.Context, u)
+				b, err := r.find(ctx.Context, u, r.hurt())
 				if err != nil {
 					return err
 				}
@@ -51,7 +51,7 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 					return err
 				}
 				if c.json {
-					return c.printEvent(restoredView{Event: "done", File: image, Backup: r.view(b), Restored: done})
+					return c.printEvent(restoredView{Event: "done", File: image, Backup: r.view(b), Restored: done, Warnings: c.warned.all()})
 				}
 				return c.print(image, nil)
 			})
@@ -65,6 +65,8 @@ type restoredView struct {
 	File   string     `json:"file"`
 	Backup backupView `json:"backup"`
 	repo.Restored
+
+	Warnings []string `json:"warnings"`
 }
 
 type progressEvent struct {

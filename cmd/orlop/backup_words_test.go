@@ -231,3 +231,20 @@ func TestFishCompletesFilesWhereThereAreFiles(t *testing.T) {
 		t.Error("no flag that takes a file")
 	}
 }
+
+// A key whose ID nobody saw is of no use: nothing else prints that.
+func TestAKeyWhoseIDCannotBePrintedIsNotMade(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	file := filepath.Join(t.TempDir(), "key")
+	var stderr strings.Builder
+	if code := run(t.Context(), []string{"orlop", "key", "create", file}, full, &stderr); code != 5 {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+	if _, err := os.Lstat(file); !os.IsNotExist(err) {
+		t.Errorf("the file: %v", err)
+	}
+}

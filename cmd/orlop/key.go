@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"os"
+
 	urfave "github.com/urfave/cli/v2"
 
 	"orlop/internal/backup/repo"
@@ -44,7 +47,10 @@ func (c *cli) keyCreateCommand() *urfave.Command {
 			if err := key.WriteFile(path); err != nil {
 				return err
 			}
-			return c.print(key.ID(), keyView{ID: key.ID(), File: path})
+			if err := c.print(key.ID(), keyView{ID: key.ID(), File: path}); err != nil {
+				return errors.Join(err, os.Remove(path)) // nothing else shows the ID, and nobody has used the key
+			}
+			return nil
 		},
 	}
 }

@@ -43,17 +43,54 @@ func (r *Repository) Forget(ctx context.Context, lineage string, records []strin
 // their sequence, and is called anew whenever they turn out to have changed. If anything that the others need is missing, it
 // fails with fault.ErrCorrupt and removes none: one of those may be the last that is good.
 func (r *Repository) Thin(ctx context.Context, lineage string, choose func([]*Backup) []string) ([]*Backup, error) {
-	return r.thin(ctx, lineage, func(c *chain, h, next *Head) error {
-		records := choose(h.Backups())
-		if len(records) == 0 {
-			return nil
+	return r.thin(ctx, lineage, func(c *chain, h, next *Head) error { return c.choose(ctx, h, next, choose) })
+}
+
+// WouldThin returns what Thin would remove, and fails as that would.
+func (r *Repository) WouldThin(ctx context.Context, lineage string, choose func([]*Backup) []string) ([]*Backup, error) {
+	if r.damage != nil {
+		return nil, r.damage
+	}
+	c, err := r.chain(lineage)
+	if err != nil {
+		return nil, err
+	}
+	h, err := c.certain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if h.Number == 0 {
+		_, err := c.checkNew(ctx)
+		return nil, err
+	}
+	next := h.child()
+	if err := c.choose(ctx, h, next, choose); err != nil {
+		return nil, fmt.Errorf("forget backups of lineage %s: %w", lineage, c.settle(ctx, h, err))
+	}
+	return missingFrom(next, h), nil
+}
+
+// choose takes off next, a child of h, what is to be removed.
+func (c *chain) choose(ctx context.Context, h, next *Head, choose func([]*Backup) []string) error {
+	records := choose(h.Backups())
+	if len(records) == 0 {
+		return nil
+	}
+	next.forget(records)
+	kept := *next
+	kept.Sessions = nil // what they build on, others need not have
+	_, err := c.whole(ctx, &kept)
+	return err
+}
+
+// missingFrom returns the backups of h that next has not.
+func missingFrom(next, h *Head) (removed []*Backup) {
+	for _, r := range h.Records {
+		if _, there := next.Backup(r.Record); !there {
+			removed = append(removed, r.Backup)
 		}
-		next.forget(records)
-		kept := *next
-		kept.Sessions = nil // what they build on, others need not have
-		_, err := c.whole(ctx, &kept)
-		return err
-	})
+	}
+	return removed
 }
 
 // thin writes a head without the backups that remove takes off next, and returns them.
@@ -64,17 +101,11 @@ func (r *Repository) thin(ctx context.Context, lineage string, remove func(c *ch
 	}
 	var removed []*Backup
 	_, wrote, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
-		removed = nil
 		next := h.child()
 		if err := remove(c, h, next); err != nil {
 			return nil, err
 		}
-		for _, r := range h.Records {
-			if _, there := next.Backup(r.Record); !there {
-				removed = append(removed, r.Backup)
-			}
-		}
-		if len(removed) == 0 {
+		if removed = missingFrom(next, h); len(removed) == 0 {
 			return nil, nil
 		}
 		return next, nil

@@ -136,12 +136,15 @@ func ReadKeyFile(path string) (*Key, error) {
 	if info.IsDir() {
 		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is a directory", path)
 	}
-	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o077 != 0 {
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o077 != 0 {
 		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())
 	}
 	text, err := io.ReadAll(io.LimitReader(file, keyFileMax))
 	if err != nil {
 		return nil, fmt.Errorf("read key file %s: %w", path, err)
+	}
+	if len(text) == 0 {
+		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is empty: orlop key create was cut short before it made the key", path)
 	}
 	key, err := parseKey(text)
 	if err != nil {

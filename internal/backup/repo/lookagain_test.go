@@ -324,3 +324,19 @@ func TestWriterThatUploadsNothingShowsThatItIsAlive(t *testing.T) {
 		}
 	})
 }
+
+func TestVerifyLooksPastALineageThatItCannotLookAt(t *testing.T) {
+	s := newStock(t, true)
+	bad := s.packsOf("lineage-b")[0].Name.String()
+	hurt := s.hurt(bad, storetest.Flip(40))
+	faults := storetest.NewFaults(hurt.objects)
+	faults.On(storetest.Any, s.packsOf("lineage-a")[0].Name.String(), 0, storetest.FailBefore(fault.ErrUnreachable))
+	r, err := Open(t.Context(), faults, s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := r.Verify(t.Context(), VerifyOptions{Data: true})
+	if !fault.Is(err, fault.ErrUnreachable) || len(report.Findings) != 1 || report.Findings[0].Object != bad {
+		t.Errorf("%+v, %v", report.Findings, err)
+	}
+}

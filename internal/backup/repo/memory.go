@@ -57,7 +57,8 @@ func (r *Repository) recognise(key *Key) error {
 	if key != nil {
 		now.Key = key.ID()
 	}
-	const hint = "another repository is in its place, or another disk is mounted there"
+	hint := "another repository is in its place, or another disk is mounted there; if it is the right one, run orlop backup init " +
+		r.options.destination() + " --new with its key, and this host knows it instead"
 	switch {
 	case known.Repository == ID{}:
 		return memory.Change(func(k *Known) {

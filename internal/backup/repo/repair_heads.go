@@ -149,6 +149,11 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 			step.Backups = append(step.Backups, r.ID())
 		}
 	}
+	if len(next.Records) == 0 && f.remembers(c) && !f.DropDamaged {
+		step.Action = "nothing is left of the backups that were there: bring the newer state back; --drop-damaged gives them up"
+		step.Lost = true
+		return f.step(step, nil)
+	}
 	if len(lost) > 0 && f.DryRun { // else packs tells of them by the new head
 		f.steps = append(f.steps, Step{Object: step.Object, Problem: "not all of what backups found in packs refer to is there", Action: actionLost, Backups: lost, Lost: !f.DropDamaged})
 	}
@@ -177,6 +182,12 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 		}
 		return f.advance(ctx, c, findings[len(findings)-1].number)
 	})
+}
+
+// remembers tells whether this host has seen a head of the lineage.
+func (f *repairer) remembers(c *chain) bool {
+	highest, _, err := knownHeads(f.Memory, c.lineage.name)
+	return err == nil && highest > 0
 }
 
 // found returns a copy of a head, without sessions, to which all packs that are there are added, and the backups in them that

@@ -129,6 +129,9 @@ func (f *repairer) plan(d *damagedPacks, hurt map[string][]*Backup) (steps []Ste
 			step.Action, step.Lost = "nobody knows what it holds, and the data of backups is lost: keep it until those are dropped", true
 		default:
 			step.Action, step.Done = "save its good records into a new pack, and drop it", true
+			if p := d.check.packs[name]; err == nil && (p.missing || !p.known) {
+				step.Action = "drop it: there is nothing to save"
+			}
 			if len(finding.Backups) > 0 {
 				step.Action += ", and the backups whose data is lost"
 			}

@@ -44,6 +44,13 @@ func TestInitWantsAnEmptyPlaceAndSucceedsAgain(t *testing.T) {
 	if err := headless.Put(t.Context(), HeadName("l", 1), nil); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := Init(t.Context(), headless, key); !fault.Is(err, fault.ErrExists) || !strings.Contains(err.Error(), "delete lineages/") {
+		t.Errorf("a repository without its config and packs: %v", err)
+	}
+	pack := PackName{Lineage: "l", Session: ID{}.String(), Kind: DataPack}
+	if err := headless.Put(t.Context(), pack.String(), nil); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Init(t.Context(), headless, key); !fault.Is(err, fault.ErrExists) || !strings.Contains(err.Error(), "repair") {
 		t.Errorf("a repository without its config: %v", err)
 	}

@@ -69,7 +69,11 @@ func toFile(path string, size int64, run func(file *os.File, found bool) (Restor
 	case fault.Is(err, fault.ErrNotFound):
 		return done, errors.Join(err, os.Remove(file.Name())) // it will never be whole
 	}
-	return done, fmt.Errorf("%w; what is restored so far is in %s: run the command again to go on, or delete that", err, file.Name())
+	what := "run the command again to go on"
+	if fault.Is(err, fault.ErrCorrupt) {
+		what = "after a repair the same command goes on with that, or restore an older backup"
+	}
+	return done, fmt.Errorf("%w; what is restored so far is in %s: %s, or delete that", err, file.Name(), what)
 }
 
 // openPart opens or creates the file beside the one that is to be, for one process at a time. It fails with

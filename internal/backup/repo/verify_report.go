@@ -13,6 +13,7 @@ type Finding struct {
 	Backups []string `json:"backups"` // IDs of those that cannot be restored because of it
 	Volumes []string `json:"volumes"` // names of their volumes
 	Command string   `json:"command"` // what to run next
+	Unnamed bool     `json:"unnamed"` // it may hurt others, of which nothing is left that tells of them
 }
 
 // A Report is what Verify looked at and found.

@@ -259,6 +259,7 @@ func (v *verifier) conclude(ctx context.Context, check *lineageCheck, h *Head, t
 			}
 		}
 		v.find(HeadName(h.Lineage, f.number), f.problem, hurt)
+		v.report.Findings[len(v.report.Findings)-1].Unnamed = !trusted && f.number > h.Number
 	}
 	for _, f := range check.findings(by, v.Command) {
 		v.report.Findings = append(v.report.Findings, f)
