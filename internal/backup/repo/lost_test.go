@@ -272,8 +272,11 @@ func TestHostNoticesThatItsOwnLastBackupIsGone(t *testing.T) {
 	if report, err := r.Verify(t.Context(), VerifyOptions{}); err != nil || len(report.Findings) != 1 {
 		t.Errorf("without the lineage: %+v, %v", report, err)
 	}
-	if steps, err := Repair(t.Context(), older, key, RepairOptions{Memory: memory}); err != nil || len(steps) != 1 || !steps[0].Done {
-		t.Errorf("without the lineage: %v, %v", steps, err)
+	for _, give := range []bool{false, true} {
+		steps, err := Repair(t.Context(), older, key, RepairOptions{Memory: memory, DropDamaged: give})
+		if err != nil || len(steps) != 1 || steps[0].Done != give || steps[0].Lost == give {
+			t.Errorf("without the lineage: %v, %v", steps, err)
+		}
 	}
 	if backups, err := open(older).Backups(t.Context()); err != nil || len(backups) > 0 {
 		t.Errorf("after repair: %v, %v", backups, err)
