@@ -161,7 +161,7 @@ func (c *chain) makeRoom(ctx context.Context) bool {
 		return false
 	}
 	h, err := c.certain(ctx)
-	if err != nil {
+	if err != nil || h.Number == 0 { // without heads nothing is dead: they may be lost
 		return false
 	}
 	var done Collected
