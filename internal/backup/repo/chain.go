@@ -114,14 +114,18 @@ func (c *chain) damaged(err error) error {
 // newestNumber lists the heads and returns the highest number; 0 if there is none. It fails with fault.ErrCorrupt if this
 // host has seen a higher one: a highest head is never deleted.
 func (c *chain) newestNumber(ctx context.Context) (uint64, error) {
+	newest, _, err := c.newestNumbers(ctx)
+	return newest, err
+}
+
+// newestNumbers is newestNumber, and returns the numbers of all heads too.
+func (c *chain) newestNumbers(ctx context.Context) (newest uint64, numbers []uint64, err error) {
 	c.mu.Lock()
 	seen := c.highest // what others of this process see meanwhile, the listing need not show
 	c.mu.Unlock()
-	numbers, err := c.numbers(ctx)
-	if err != nil {
-		return 0, err
+	if numbers, err = c.numbers(ctx); err != nil {
+		return 0, nil, err
 	}
-	var newest uint64
 	if len(numbers) > 0 {
 		newest = numbers[len(numbers)-1]
 	}
@@ -129,10 +133,10 @@ func (c *chain) newestNumber(ctx context.Context) (uint64, error) {
 	defer c.mu.Unlock()
 	c.listed = len(numbers)
 	if newest < seen {
-		return 0, fault.Errorf(fault.ErrCorrupt, "lineage %s: its newest head is %d, but this host has seen head %d: the destination was set back to an older state, or another one is mounted in its place; bring the newer state back, or run orlop backup repair %s to go on from the older one",
+		return 0, nil, fault.Errorf(fault.ErrCorrupt, "lineage %s: its newest head is %d, but this host has seen head %d: the destination was set back to an older state, or another one is mounted in its place; bring the newer state back, or run orlop backup repair %s to go on from the older one",
 			c.lineage.name, newest, seen, c.repository.options.destination())
 	}
-	return newest, nil
+	return newest, numbers, nil
 }
 
 // numbers lists the numbers of all heads by rising order.
@@ -166,11 +170,10 @@ func (c *chain) checkFollows(ctx context.Context, h *Head) error {
 		return nil
 	}
 	nonce := h.Nonce
-	switch h.Number - last.Number {
-	case 0:
-	case 1:
-		nonce = h.Parent
-	default:
+	if h.Number != last.Number {
+		if h.Number == last.Number+1 && h.Parent == last.Nonce {
+			return nil
+		}
 		there, err := c.get(ctx, last.Number)
 		if fault.Is(err, fault.ErrNotFound) || fault.Is(err, fault.ErrCorrupt) {
 			return nil // cleaned up meanwhile, or damage that nothing needs
@@ -215,8 +218,9 @@ func (c *chain) certain(ctx context.Context) (*Head, error) {
 }
 
 // write puts next, after giving it a nonce, and tells whether it is in the chain for certain. If not, it may be there or
-// come to be there all the same.
-func (c *chain) write(ctx context.Context, next *Head) (bool, error) {
+// come to be there all the same. It fails with fault.ErrCorrupt if the head of number before, on which next follows, is gone: then
+// the place was set back, and what others wrote to the older state must not be hidden. With before 0 that does not matter.
+func (c *chain) write(ctx context.Context, next *Head, before uint64) (bool, error) {
 	if err := fill(c.lineage.keys.Random, next.Nonce[:]); err != nil {
 		return false, fmt.Errorf("write a head: %w", err)
 	}
@@ -241,9 +245,16 @@ func (c *chain) write(ctx context.Context, next *Head) (bool, error) {
 			return false, nil
 		}
 	}
-	genuine, err := c.genuine(ctx, next)
-	if err != nil || !genuine {
+	newest, numbers, err := c.newestNumbers(ctx)
+	if err != nil || newest-next.Number >= c.repository.kept {
 		return false, err
+	}
+	if before > 0 && newest-before < c.repository.kept && !slices.Contains(numbers, before) {
+		if newest == next.Number {
+			_ = c.repository.objects.Delete(ctx, name)
+		}
+		return false, fault.Errorf(fault.ErrCorrupt, "lineage %s: head %d is not there any more: the destination was set back to an older state meanwhile; bring the newer state back, or run orlop backup repair %s to go on from the older one",
+			c.lineage.name, before, c.repository.options.destination())
 	}
 	return true, c.know(next)
 }
@@ -257,7 +268,6 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 	if err := c.repository.damage; err != nil {
 		return nil, false, err
 	}
-	madeRoom := false
 	for range attemptLimit {
 		if err := ctx.Err(); err != nil {
 			return nil, false, err
@@ -285,13 +295,7 @@ func (c *chain) change(ctx context.Context, known *Head, edit func(*Head) (*Head
 				return nil, false, err
 			}
 		case next != nil:
-			written, err := c.write(ctx, next)
-			if fault.Is(err, fault.ErrNoSpace) && !madeRoom {
-				if madeRoom = c.makeRoom(ctx); madeRoom {
-					continue
-				}
-			}
-			if err != nil || written {
+			if written, err := c.write(ctx, next, h.Number); err != nil || written {
 				return next, written, err
 			}
 		case fresh:

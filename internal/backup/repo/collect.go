@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"orlop/internal/backup/store"
+	"orlop/internal/fault"
 )
 
 // deletesAtOnce is how many objects are deleted at once.
@@ -45,7 +46,7 @@ func (c *chain) collect(ctx context.Context, dead func(*Session) bool) (done Col
 	if err != nil {
 		return done, err
 	}
-	h, wrote, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
+	h, wrote, err := c.changeWithRoom(ctx, func(h *Head) (*Head, error) {
 		next := h.child()
 		done = Collected{}
 		for i := range h.Sessions {
@@ -153,8 +154,17 @@ func (c *chain) cleanHeads(ctx context.Context, done *Collected) error {
 	return c.remove(ctx, names)
 }
 
-// makeRoom deletes what is dead already by the newest head, and old heads, and tells whether there was any. Without room for a
-// head nothing else can be freed.
+// changeWithRoom is change for edits after which something can be freed. If there is no room for a head, what is dead already
+// makes some.
+func (c *chain) changeWithRoom(ctx context.Context, edit func(*Head) (*Head, error)) (*Head, bool, error) {
+	h, wrote, err := c.change(ctx, nil, edit)
+	if fault.Is(err, fault.ErrNoSpace) && c.makeRoom(ctx) {
+		h, wrote, err = c.change(ctx, nil, edit)
+	}
+	return h, wrote, err
+}
+
+// makeRoom deletes what is dead already by the newest head, and old heads, and tells whether there was any.
 func (c *chain) makeRoom(ctx context.Context) bool {
 	listed, err := c.uploaded(ctx) // before the head by which it is judged
 	if err != nil {

@@ -137,3 +137,24 @@ func TestWhatIsDeadMakesRoomForAHead(t *testing.T) {
 		t.Errorf("nothing is dead: %v", err)
 	}
 }
+
+func TestDryRunOfAThinningBesideAPruneBeginsAnew(t *testing.T) {
+	for _, dry := range []bool{false, true} {
+		objects, a := wastedStock(t)
+		mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1, 290: 7}), nil, nil))
+		faults := storetest.NewFaults(objects)
+		b := openFrom(t, faults, "b")
+		faults.On(storetest.List, SessionsPrefix(testLineage), 1, func(_ *storetest.Request, do func() error) error {
+			mustTidy(t, a)
+			return do()
+		})
+		thin := b.Thin
+		if dry {
+			thin = b.WouldThin
+		}
+		removed, err := thin(t.Context(), testLineage, func(all []*Backup) []string { return []string{all[0].Record} })
+		if err != nil || len(removed) != 1 || faults.Pending() > 0 {
+			t.Errorf("dry %t: %v, %v", dry, removed, err)
+		}
+	}
+}

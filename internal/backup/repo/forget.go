@@ -55,19 +55,27 @@ func (r *Repository) WouldThin(ctx context.Context, lineage string, choose func(
 	if err != nil {
 		return nil, err
 	}
-	h, err := c.certain(ctx)
-	if err != nil {
-		return nil, err
+	for range attemptLimit {
+		h, err := c.certain(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if h.Number == 0 {
+			if moved, err := c.checkNew(ctx); err != nil || !moved {
+				return nil, err
+			}
+			continue
+		}
+		next := h.child()
+		err = c.choose(ctx, h, next, choose)
+		if err == nil {
+			return missingFrom(next, h), nil
+		}
+		if err := c.doubt(ctx, h, err); err != nil {
+			return nil, fmt.Errorf("forget backups of lineage %s: %w", lineage, err)
+		}
 	}
-	if h.Number == 0 {
-		_, err := c.checkNew(ctx)
-		return nil, err
-	}
-	next := h.child()
-	if err := c.choose(ctx, h, next, choose); err != nil {
-		return nil, fmt.Errorf("forget backups of lineage %s: %w", lineage, c.settle(ctx, h, err))
-	}
-	return missingFrom(next, h), nil
+	return nil, c.errBusy()
 }
 
 // choose takes off next, a child of h, what is to be removed.
@@ -100,7 +108,7 @@ func (r *Repository) thin(ctx context.Context, lineage string, remove func(c *ch
 		return nil, err
 	}
 	var removed []*Backup
-	_, wrote, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
+	_, wrote, err := c.changeWithRoom(ctx, func(h *Head) (*Head, error) {
 		next := h.child()
 		if err := remove(c, h, next); err != nil {
 			return nil, err

@@ -49,6 +49,7 @@ type repairer struct {
 	RepairOptions
 	repository *Repository
 	steps      []Step
+	planned    *Head // that of the lineage at hand which a dry run does not write; nil if none is to be written
 }
 
 // Repair mends a repository as far as what is there allows, and says what it did. A config that is lost is made again from
@@ -79,6 +80,7 @@ func Repair(ctx context.Context, objects store.Store, key *Key, o RepairOptions)
 		if err != nil {
 			return f.steps, err
 		}
+		f.planned = nil
 		if err := f.heads(ctx, c); err != nil {
 			return f.steps, fmt.Errorf("repair lineage %s: %w", name, err)
 		}

@@ -1,6 +1,8 @@
 package repo
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -245,5 +247,63 @@ func TestMissingHeadsOfAGapAreAllFound(t *testing.T) {
 		if report, err := openFrom(t, faults, "b").Verify(t.Context(), VerifyOptions{}); !fault.Is(err, fault.ErrUnreachable) {
 			t.Errorf("%v gone, and unreachable: %+v, %v", gone, report.Findings, err)
 		}
+	}
+}
+
+// The heads since before a compaction are lost, and what it replaced was deleted: older backups need the packs in its place.
+func TestRepairFindsWhatACompactionWrote(t *testing.T) {
+	for _, since := range []uint64{0, 1} { // heads after the forgetting that are there: the compaction's session is in the second
+		for _, another := range []bool{false, true} {
+			objects := storetest.NewMemory()
+			a := newTestRepository(t, objects, nil, From(testOrigin("a", "1:0")))
+			drop := mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1, 1: 2, 2: 3, 3: 4, 4: 5, 5: 6}), nil, nil))
+			v := volumeWith(map[int64]byte{0: 1, 1: 2})
+			keep := mustBackup(t, a, specOf(v, nil, nil))
+			if _, err := a.Forget(t.Context(), testLineage, []string{drop.Record}); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := mustNewest(t, a)
+			mustTidy(t, a)
+			if another {
+				mustBackup(t, a, specOf(volumeWith(map[int64]byte{100: 9}), nil, nil))
+			}
+			loseHeads(t, a, objects, before.Number+since)
+			for _, o := range []RepairOptions{{DryRun: true}, {DropDamaged: true}} {
+				steps, err := Repair(t.Context(), objects, nil, o)
+				if err != nil || slices.ContainsFunc(steps, func(s Step) bool { return s.Lost }) {
+					t.Errorf("%d heads, another %t: %v, %v", since, another, steps, err)
+				}
+			}
+			b := openFrom(t, objects, "b")
+			if _, err := b.Collect(t.Context(), testLineage, func(*Session) bool { return true }); err != nil {
+				t.Error(err)
+			}
+			wantRestored(t, fmt.Sprintf("%d heads, another %t", since, another), b, keep.Backup, v)
+		}
+	}
+}
+
+// Older heads are lost too, and there is no room for those that are to take their place.
+func TestRepairWithoutRoomLosesNothingThatItFinds(t *testing.T) {
+	for n := 1; n < 6; n++ {
+		objects := storetest.NewMemory()
+		a := newTestRepository(t, objects, nil, From(testOrigin("a", "1:0")))
+		for n := range byte(3) {
+			mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: n + 1}), nil, nil))
+		}
+		h, _ := mustNewest(t, a)
+		v := volumeWith(map[int64]byte{0: 1, 5: 9})
+		w := mustBackup(t, a, specOf(v, nil, nil))
+		loseHeads(t, a, objects, h.Number)
+		deleteAll(t, objects, HeadName(testLineage, 2))
+		faults := storetest.NewFaults(objects)
+		faults.On(storetest.Put, HeadPrefix(testLineage), n, storetest.FailBefore(fault.ErrNoSpace))
+		if _, err := Repair(t.Context(), faults, nil, RepairOptions{}); !fault.Is(err, fault.ErrNoSpace) {
+			t.Errorf("no room for head %d: %v", n, err)
+		}
+		if _, err := Repair(t.Context(), objects, nil, RepairOptions{}); err != nil {
+			t.Error(err)
+		}
+		wantRestored(t, fmt.Sprintf("no room for head %d", n), openFrom(t, objects, "b"), w.Backup, v)
 	}
 }

@@ -101,15 +101,18 @@ func (c *lineageCheck) unrecorded(h *Head) (lost []Record) {
 }
 
 // wholeNewer returns the whole backups in listed packs that belong neither to h nor to a session in it, and are newer than
-// all of h: what deleted backups leave behind is older. It returns too those of the packs that they need. It reads the footers of
-// packs that no head lists, and of those that hold records these.
+// all of h: what deleted backups leave behind is older. It returns too those of the packs of which these, and the backups of h,
+// need what no live pack holds. It reads the footers of packs that no head lists, and of those that hold records these.
 func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64) (whole []foundBackup, needed []LivePack, err error) {
+	beside := loose(h, listed)
+	if len(beside) == 0 {
+		return nil, nil, nil
+	}
 	found, err := c.newerThan(ctx, h, listed)
-	if err != nil || len(found) == 0 {
+	if err != nil {
 		return nil, nil, err
 	}
-	beside := loose(h, listed)
-	check, err := newLineageCheck(ctx, c, nil, append(slices.Clone(h.Live), beside...))
+	check, err := newLineageCheck(ctx, c, h.Backups(), append(slices.Clone(h.Live), beside...))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -126,7 +129,7 @@ func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64
 		check.backups = append(check.backups, f.Backup)
 		needs[f.pack] = true
 	}
-	below, err := check.needed(ctx)
+	below, err := check.neededBeside(ctx, h)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -33,12 +33,12 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	object := HeadName(c.lineage.name, max(newest, 1))
 	switch {
 	case trusted && known <= h.Number:
-		if err := f.passOver(ctx, c, h, findings); err != nil {
+		if err := f.newer(ctx, c); err != nil { // before anybody takes what is found for garbage
 			return err
 		}
-		return f.newer(ctx, c)
-	case trusted:
-		return f.rebuild(ctx, c, h, known, false, Step{
+		return f.passOver(ctx, c, h, findings)
+	case trusted: // others may have written to it
+		return f.rebuild(ctx, c, h, known, true, Step{
 			Object: object, Problem: fmt.Sprintf("this host has seen head %d: the destination was set back to an older state", known),
 			Action: "go on from the older state, with what else is found in packs",
 		})
@@ -67,11 +67,15 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 	alone := *h
 	alone.Sessions = nil
 	found, packs, err := c.wholeNewer(ctx, &alone, check.listed)
-	if err != nil || len(found) == 0 {
+	if err != nil || len(packs) == 0 {
 		return err
 	}
 	next, step := h.child(), Step{
-		Object: found[0].pack.String(), Problem: errUnlisted(found[0]).Error(), Action: "make a new head with what is found in packs",
+		Object: packs[0].Name.String(), Problem: "backups need what it holds, and the newest head has no place for it: the last heads were lost",
+		Action: "make a new head with what is found in packs",
+	}
+	if len(found) > 0 {
+		step.Object, step.Problem = found[0].pack.String(), errUnlisted(found[0]).Error()
 	}
 	next.Live = append(next.Live, packs...)
 	next.Sessions = slices.DeleteFunc(next.Sessions, func(s Session) bool {
@@ -82,12 +86,19 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 		next.Sequence = max(next.Sequence, b.Sequence+1)
 		next.Records = append(next.Records, Record{b.Backup, b.encoded})
 	}
-	return f.step(step, func() error { return f.write(ctx, c, next) })
+	f.planned = next
+	return f.step(step, func() error {
+		if err := f.write(ctx, c, next, h.Number); err != nil {
+			return err
+		}
+		// Who has seen the heads that were lost must not take this one for somebody else's.
+		return f.advance(ctx, c, next.Number)
+	})
 }
 
-// write puts a head that was made of the newest one.
-func (f *repairer) write(ctx context.Context, c *chain, next *Head) error {
-	written, err := c.write(ctx, next)
+// write puts a head that was made of the newest one. Before is as for chain.write.
+func (f *repairer) write(ctx context.Context, c *chain, next *Head, before uint64) error {
+	written, err := c.write(ctx, next, before)
 	if err == nil && !written {
 		err = fault.Errorf(fault.ErrInUse, "lineage %s: %w: wait until nothing else writes there, and run it again", c.lineage.name, errMoved)
 	}
@@ -154,9 +165,6 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 		step.Lost = true
 		return f.step(step, nil)
 	}
-	if len(lost) > 0 && f.DryRun { // else packs tells of them by the new head
-		f.steps = append(f.steps, Step{Object: step.Object, Problem: "not all of what backups found in packs refer to is there", Action: actionLost, Backups: lost, Lost: !f.DropDamaged})
-	}
 	next.Number, next.Parent = number+1, h.Nonce
 	if next.Parent == (ID{}) && number > 0 {
 		if err := fill(c.lineage.keys.Random, next.Parent[:]); err != nil { // whose it is nobody knows
@@ -166,8 +174,9 @@ func (f *repairer) rebuild(ctx context.Context, c *chain, h *Head, number uint64
 	if number == 0 {
 		next.Parent = ID{}
 	}
+	f.planned = next
 	return f.step(step, func() error {
-		if err := f.write(ctx, c, next); err != nil {
+		if err := f.write(ctx, c, next, 0); err != nil {
 			return err
 		}
 		if f.Memory != nil {

@@ -51,9 +51,12 @@ type damagedPacks struct {
 const actionLost = "the data of backups is lost: --drop-damaged drops them"
 
 func (f *repairer) packsOnce(ctx context.Context, c *chain) error {
-	h, trusted, _, err := c.survey(ctx) // in a dry run, what comes nearest to the head that is to be made
+	h, trusted, _, err := c.survey(ctx)
 	if err != nil {
 		return err
+	}
+	if f.DryRun && f.planned != nil {
+		h, trusted = f.planned, false
 	}
 	d := &damagedPacks{head: h, drop: map[PackName]bool{}, lost: map[string]bool{}}
 	var hurt map[string][]*Backup

@@ -376,6 +376,43 @@ func (c *lineageCheck) misses() bool {
 	return false
 }
 
+// neededBeside returns the packs that are not live in h, and hold what the trees of the backups lead to and no live pack holds.
+func (c *lineageCheck) neededBeside(ctx context.Context, h *Head) (map[PackName]bool, error) {
+	live := map[PackName]bool{}
+	for _, p := range h.Live {
+		live[p.Name] = true
+	}
+	needed, seen := map[PackName]bool{}, map[ChunkID]bool{} // nodes
+	look := func(id ChunkID) {
+		held := false
+		var beside []PackName
+		c.index.FindAll(id, func(ref PackRef, _ Entry) bool {
+			held = live[ref.Name] && !c.packs[ref.Name].missing
+			beside = append(beside, ref.Name)
+			return !held
+		})
+		for _, name := range beside {
+			needed[name] = needed[name] || !held
+		}
+	}
+	for _, b := range c.backups {
+		err := Walk(ctx, c.nodes, b.Tree, func(at Place) (bool, error) {
+			if seen[at.ID] {
+				return false, nil
+			}
+			if at.Level > 0 {
+				seen[at.ID] = true
+			}
+			look(at.ID)
+			return true, nil
+		})
+		if err != nil && !fault.Is(err, fault.ErrCorrupt) { // what is damaged is found later
+			return nil, err
+		}
+	}
+	return needed, nil
+}
+
 // needed returns the packs that the trees of the backups lead to.
 func (c *lineageCheck) needed(ctx context.Context) (map[PackName]bool, error) {
 	needed := map[PackName]bool{}

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"orlop/internal/fault"
@@ -24,15 +25,11 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 	h = &Head{Lineage: c.lineage.name, Sequence: 1}
 	read := make([]error, len(numbers))
 	stray := map[uint64]bool{} // heads that do not name the one before as their parent
-	c.mu.Lock()
-	known, forked := c.last, false
-	c.mu.Unlock()
 	for i, number := range numbers {
 		got, err := c.get(ctx, number)
 		if read[i] = err; err != nil {
 			continue
 		}
-		forked = forked || number == known.Number && got.Nonce != known.Nonce
 		stray[number] = h.Number != 0 && h.Number == number-1 && got.Parent != h.Nonce
 		h = got
 	}
@@ -43,9 +40,6 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 		return nil, false, nil, err
 	}
 	problem := err
-	if forked && !back && known.Number+c.repository.kept > newest {
-		back, problem = true, c.errSetBack(known)
-	}
 	var last uint64
 	if len(numbers) > 0 {
 		last = numbers[len(numbers)-1]
@@ -88,6 +82,13 @@ func (c *chain) survey(ctx context.Context) (h *Head, trusted bool, findings []h
 		findings = slices.DeleteFunc(findings, func(f headFinding) bool {
 			return len(now) > 0 && f.number+c.repository.kept <= now[len(now)-1]
 		})
+	}
+	if h.Number == last && last > kept && !back {
+		problem = c.checkFollows(ctx, h)
+		back = errors.Is(problem, errForked)
+		if problem != nil && !back {
+			return nil, false, nil, problem
+		}
 	}
 	if back {
 		return h, false, append(findings, headFinding{last + 1, problem}), nil

@@ -162,6 +162,10 @@ func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h
 	if err != nil {
 		return err
 	}
+	found, err := c.newerThan(ctx, newest, check.listed)
+	if err != nil || len(found) == 0 {
+		return err
+	}
 	newer, _, err := c.wholeNewer(ctx, newest, check.listed)
 	for _, f := range newer {
 		v.find(f.pack.String(), errUnlisted(f), []*Backup{f.Backup})

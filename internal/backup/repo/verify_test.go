@@ -164,7 +164,7 @@ func (s *stock) commit(r *Repository, b *Backup, packs []LivePack) {
 	next.Sequence++
 	next.Records = append(next.Records, Record{b, encoded})
 	next.Live = append(next.Live, packs...)
-	written, err := c.write(s.t.Context(), next)
+	written, err := c.write(s.t.Context(), next, h.Number)
 	if err != nil || !written {
 		s.t.Fatalf("commit: %t, %v", written, err)
 	}

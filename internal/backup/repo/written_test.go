@@ -153,6 +153,7 @@ func checkContent(ctx context.Context, r *Repository, b *Backup, want *sparse) e
 	expected, nothing := make([]byte, chunk), make([]byte, chunk)
 	compare := func(index int64, got []byte) error {
 		seen[index] = true
+		clear(expected)
 		if _, err := want.ReadAt(expected[:min(chunk, want.size-index*chunk)], index*chunk); err != nil {
 			return err
 		}
