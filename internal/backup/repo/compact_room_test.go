@@ -2,7 +2,7 @@ package repo
 
 import (
 	"context"
-	"encoding/binary"
+	"math/rand/v2"
 	"testing"
 
 	"orlop/internal/backup/store"
@@ -17,7 +17,7 @@ func TestCompactionOfPacksFullOfRecordsEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index := NewIndex()
+	index, random := NewIndex(), rand.NewChaCha8([32]byte{})
 	for range smallMany {
 		var pack Pack
 		if err := fill(nil, pack.Ref.Name.ID[:]); err != nil {
@@ -27,8 +27,7 @@ func TestCompactionOfPacksFullOfRecordsEnds(t *testing.T) {
 		pack.Ref.Size = 1 << 20
 		for i := range maxEntries {
 			e := Entry{Type: TypeChunk, Ordinal: uint32(i + 1), Length: MinChunk, Sealed: 64}
-			copy(e.ID[:], pack.Ref.Name.ID[:])
-			binary.LittleEndian.PutUint64(e.ID[16:], uint64(i+1))
+			_, _ = random.Read(e.ID[:]) // never fails
 			pack.Entries = append(pack.Entries, e)
 		}
 		index.Add(pack.Ref, pack.Entries)
