@@ -75,22 +75,28 @@ func TestHeadsOfOtherHostsFollow(t *testing.T) {
 	objects := storetest.NewMemory()
 	newTestRepository(t, objects, nil)
 	memory := NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
-	mustBackup(t, openKnowing(t, objects, memory), specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
+	knowing := func() *Repository {
+		r := openKnowing(t, objects, memory)
+		r.kept = 8
+		return r
+	}
+	mustBackup(t, knowing(), specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
 	b := openFrom(t, objects, "b")
-	for n := range int64(50) {
+	b.kept = 8
+	for n := range int64(16) {
 		w := mustBackup(t, b, specOf(volumeWith(map[int64]byte{n: 2}), nil, nil))
-		if n%7 == 0 {
+		if n%3 == 0 {
 			if _, err := b.Forget(t.Context(), testLineage, []string{w.Record}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n%20 > 8 {
+		if n%8 > 2 { // five backups, ten heads
 			continue
 		}
-		if _, err := openKnowing(t, objects, memory).Backups(t.Context()); err != nil {
+		if _, err := knowing().Backups(t.Context()); err != nil {
 			t.Errorf("%d: %v", n, err)
 		}
-		if report, err := openKnowing(t, objects, memory).Verify(t.Context(), VerifyOptions{}); err != nil || len(report.Findings) > 0 {
+		if report, err := knowing().Verify(t.Context(), VerifyOptions{}); err != nil || len(report.Findings) > 0 {
 			t.Errorf("%d: %+v, %v", n, report.Findings, err)
 		}
 	}

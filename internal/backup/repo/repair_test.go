@@ -207,7 +207,7 @@ func TestRepairCutShortIsDoneByTheNext(t *testing.T) {
 		for _, effect := range []storetest.Effect{storetest.FailBefore(nil), storetest.FailAfter(nil)} {
 			for n := 1; ; n++ {
 				if os.Getenv("ORLOP_SOAK") == "" {
-					n += random.IntN(1 + n/2)
+					n += random.IntN(1 + n)
 				}
 				try := *hurt
 				try.objects = hurt.objects.Clone()
