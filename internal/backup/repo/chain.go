@@ -250,11 +250,17 @@ func (c *chain) write(ctx context.Context, next *Head, before uint64) (bool, err
 		return false, err
 	}
 	if before > 0 && newest-before < c.repository.kept && !slices.Contains(numbers, before) {
-		if newest == next.Number {
-			_ = c.repository.objects.Delete(ctx, name)
+		_, err := c.get(ctx, before) // one listing is not enough to take back what is committed otherwise
+		switch {
+		case fault.Is(err, fault.ErrNotFound):
+			if newest == next.Number {
+				_ = c.repository.objects.Delete(ctx, name)
+			}
+			return false, fault.Errorf(fault.ErrCorrupt, "lineage %s: head %d is not there any more: the destination was set back to an older state meanwhile; bring the newer state back, or run orlop backup repair %s to go on from the older one",
+				c.lineage.name, before, c.repository.options.destination())
+		case err != nil && !fault.Is(err, fault.ErrCorrupt):
+			return false, err
 		}
-		return false, fault.Errorf(fault.ErrCorrupt, "lineage %s: head %d is not there any more: the destination was set back to an older state meanwhile; bring the newer state back, or run orlop backup repair %s to go on from the older one",
-			c.lineage.name, before, c.repository.options.destination())
 	}
 	return true, c.know(next)
 }

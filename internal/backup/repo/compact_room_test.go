@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"orlop/internal/backup/store"
@@ -64,7 +65,7 @@ func leftBehind(t *testing.T, r *Repository, objects store.Store) int {
 }
 
 func TestCompactionThatWasLateTakesBackWhatItWrote(t *testing.T) {
-	objects, a := wastedStock(t)
+	objects, a, _, _ := wastedStock(t)
 	faults := storetest.NewFaults(objects)
 	b := openFrom(t, faults, "b")
 	meanwhile(faults, 2, func() { mustTidy(t, a) })
@@ -77,7 +78,7 @@ func TestCompactionThatWasLateTakesBackWhatItWrote(t *testing.T) {
 }
 
 func TestCompactionWithoutRoomTakesBackWhatItWrote(t *testing.T) {
-	objects, _ := wastedStock(t)
+	objects, _, _, _ := wastedStock(t)
 	hurt := 0
 	for n := 1; ; n++ {
 		try := objects.Clone()
@@ -118,7 +119,7 @@ func (f *full) Delete(ctx context.Context, name string) error {
 
 // A full place must not be full for ever because of what is dead in it.
 func TestWhatIsDeadMakesRoomForAHead(t *testing.T) {
-	objects, a := wastedStock(t)
+	objects, a, _, _ := wastedStock(t)
 	cut := storetest.NewFaults(objects)
 	cut.On(storetest.Delete, SessionsPrefix(testLineage), 1, storetest.FailBefore(fault.ErrUnreachable))
 	if _, err := openFrom(t, cut, "a").Compact(t.Context(), testLineage, 0.25); err != nil {
@@ -139,7 +140,7 @@ func TestWhatIsDeadMakesRoomForAHead(t *testing.T) {
 
 func TestDryRunOfAThinningBesideAPruneBeginsAnew(t *testing.T) {
 	for _, dry := range []bool{false, true} {
-		objects, a := wastedStock(t)
+		objects, a, _, _ := wastedStock(t)
 		mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1, 290: 7}), nil, nil))
 		faults := storetest.NewFaults(objects)
 		b := openFrom(t, faults, "b")
@@ -155,5 +156,38 @@ func TestDryRunOfAThinningBesideAPruneBeginsAnew(t *testing.T) {
 		if err != nil || len(removed) != 1 || faults.Pending() > 0 {
 			t.Errorf("dry %t: %v, %v", dry, removed, err)
 		}
+	}
+}
+
+// The store says that there is no room for a compaction's head, which arrives all the same: what it lists must be there.
+func TestCompactionWhoseHeadComesLateHasWhatItLists(t *testing.T) {
+	objects, _, kept, after := wastedStock(t)
+	faults := storetest.NewFaults(objects)
+	faults.On(storetest.Put, HeadPrefix(testLineage), 2, func(r *storetest.Request, do func() error) error {
+		_ = faults.Late(r, do)
+		return fault.Errorf(fault.ErrNoSpace, "put %s: full", r.Name)
+	})
+	if _, err := openFrom(t, faults, "b").Compact(t.Context(), testLineage, 0.25); !fault.Is(err, fault.ErrNoSpace) {
+		t.Errorf("%v", err)
+	}
+	faults.Deliver(t.Context())
+	c := openFrom(t, objects, "c")
+	if _, err := c.Collect(t.Context(), testLineage, nil); err != nil {
+		t.Error(err)
+	}
+	wantRestored(t, "late", c, kept.Backup, after)
+}
+
+func TestNoRoomIsMadeWhereAllHeadsAreLost(t *testing.T) {
+	objects, _, _, _ := wastedStock(t)
+	deleteAll(t, objects, "/heads/")
+	before := objects.Names()
+	b := openFrom(t, objects, "b")
+	c, err := b.chain(testLineage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.makeRoom(t.Context()) || !slices.Equal(before, objects.Names()) {
+		t.Errorf("%d of %d objects are left", len(objects.Names()), len(before))
 	}
 }

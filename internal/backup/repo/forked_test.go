@@ -20,13 +20,18 @@ func openKnowing(t *testing.T, objects store.Store, memory Memory) *Repository {
 	return r
 }
 
+// newKnowing makes a repository, and opens it so.
+func newKnowing(t *testing.T) (*storetest.Memory, *MemoryFile, *Repository) {
+	t.Helper()
+	objects, memory := storetest.NewMemory(), NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
+	newTestRepository(t, objects, nil)
+	return objects, memory, openKnowing(t, objects, memory)
+}
+
 // A place was set back to an older state, and other hosts wrote to it before those that had seen the newer one looked.
 func TestWriterToAnOlderStateDoesNotHideThatItIsOlder(t *testing.T) {
 	for heads := range 5 { // that the other host writes beyond the lost ones
-		objects := storetest.NewMemory()
-		newTestRepository(t, objects, nil)
-		memory := NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
-		a := openKnowing(t, objects, memory)
+		objects, memory, a := newKnowing(t)
 		mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
 		v := volumeWith(map[int64]byte{0: 1, 5: 9})
 		h, _ := mustNewest(t, a)
@@ -121,10 +126,7 @@ func loseHeads(t *testing.T, r *Repository, objects *storetest.Memory, above uin
 
 // The others wrote less than was lost, but backups.
 func TestRepairFindsAllThatAnOlderStateLacks(t *testing.T) {
-	objects := storetest.NewMemory()
-	newTestRepository(t, objects, nil)
-	memory := NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
-	a := openKnowing(t, objects, memory)
+	objects, memory, a := newKnowing(t)
 	mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
 	h, _ := mustNewest(t, a)
 	v1, v2, v3 := volumeWith(map[int64]byte{0: 1, 5: 9}), volumeWith(map[int64]byte{0: 1, 6: 9}), volumeWith(map[int64]byte{0: 1, 7: 3})
@@ -145,10 +147,7 @@ func TestRepairFindsAllThatAnOlderStateLacks(t *testing.T) {
 
 // A place is set back while a backup is written, and others commit to the older state.
 func TestCommitOnAStateThatIsGoneIsRefused(t *testing.T) {
-	objects := storetest.NewMemory()
-	newTestRepository(t, objects, nil)
-	memory := NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
-	a := openKnowing(t, objects, memory)
+	objects, memory, a := newKnowing(t)
 	mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
 	h, _ := mustNewest(t, a)
 	mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 2}), nil, nil))
@@ -174,10 +173,7 @@ func TestCommitOnAStateThatIsGoneIsRefused(t *testing.T) {
 // The newest head is lost, and a host that never saw it repairs: who wrote it goes on without an alarm.
 func TestWriterGoesOnAfterAnothersRepair(t *testing.T) {
 	for _, cut := range []bool{false, true} { // the repair is cut short after its first head
-		objects := storetest.NewMemory()
-		newTestRepository(t, objects, nil)
-		memory := NewMemoryFile(filepath.Join(t.TempDir(), "known.json"))
-		a := openKnowing(t, objects, memory)
+		objects, memory, a := newKnowing(t)
 		mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
 		v := volumeWith(map[int64]byte{0: 1, 5: 9})
 		w := mustBackup(t, a, specOf(v, nil, nil))
@@ -198,5 +194,34 @@ func TestWriterGoesOnAfterAnothersRepair(t *testing.T) {
 			t.Error(err)
 		}
 		wantRestored(t, "the writer, after verify", openKnowing(t, objects, memory), w.Backup, v)
+	}
+}
+
+// A listing that lacks the head before is no proof that it is gone: what is committed stays.
+func TestCommitIsNotTakenBackForOneListing(t *testing.T) {
+	for n := 1; ; n++ {
+		objects, _, a := newKnowing(t)
+		mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
+		faults := storetest.NewFaults(objects)
+		faults.On(storetest.List, HeadPrefix(testLineage), n, func(r *storetest.Request, do func() error) error {
+			err := do()
+			if i := len(r.Objects) - 2; i >= 0 {
+				r.Objects = slices.Delete(slices.Clone(r.Objects), i, i+1)
+			}
+			return err
+		})
+		b, v := openFrom(t, faults, "b"), volumeWith(map[int64]byte{0: 2})
+		w, err := b.Backup(t.Context(), specOf(v, nil, nil))
+		if faults.Pending() > 0 {
+			if n < 4 {
+				t.Errorf("only %d listings", n-1)
+			}
+			break
+		}
+		if err != nil {
+			t.Errorf("listing %d: %v", n, err)
+			continue
+		}
+		wantRestored(t, "after all", openFrom(t, objects, "c"), w.Backup, v)
 	}
 }

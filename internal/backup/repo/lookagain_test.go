@@ -15,6 +15,20 @@ import (
 	"orlop/internal/fault"
 )
 
+// hurtNewest makes two backups, hurts the data packs of the second, and returns the first.
+func hurtNewest(t *testing.T, open func() *Repository, objects *storetest.Memory, hurt func(pack string)) *Written {
+	t.Helper()
+	good := mustBackup(t, open(), specOf(volumeWith(map[int64]byte{1: 1}), nil, nil))
+	before := objects.Names()
+	mustBackup(t, open(), specOf(volumeWith(map[int64]byte{2: 2}), nil, nil))
+	for _, name := range objects.Names() {
+		if !slices.Contains(before, name) && strings.HasSuffix(name, ".data") {
+			hurt(name)
+		}
+	}
+	return good
+}
+
 // A rule may name the last backup that is good, where the newer one has lost its data and nobody knows.
 func TestRulesForgetNothingWhereWhatStaysIsDamaged(t *testing.T) {
 	for _, options := range [][]Option{nil, {CacheIn(t.TempDir())}} {
@@ -27,14 +41,7 @@ func TestRulesForgetNothingWhereWhatStaysIsDamaged(t *testing.T) {
 			}
 			return r
 		}
-		good := mustBackup(t, open(), specOf(volumeWith(map[int64]byte{1: 1}), nil, nil))
-		before := objects.Names()
-		mustBackup(t, open(), specOf(volumeWith(map[int64]byte{2: 2}), nil, nil))
-		for _, name := range objects.Names() {
-			if !slices.Contains(before, name) && strings.HasSuffix(name, ".data") {
-				deleteAll(t, objects, name)
-			}
-		}
+		good := hurtNewest(t, open, objects, func(pack string) { deleteAll(t, objects, pack) })
 		removed, err := open().Thin(t.Context(), testLineage, func([]*Backup) []string { return []string{good.Record} })
 		if !fault.Is(err, fault.ErrCorrupt) || len(removed) > 0 {
 			t.Errorf("%d options: removed %v, %v", len(options), removed, err)

@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"testing"
 
@@ -139,14 +138,7 @@ func TestShortPackIsDamageAtOnce(t *testing.T) {
 			}
 			return r
 		}
-		good := mustBackup(t, open(), specOf(volumeWith(map[int64]byte{1: 1}), nil, nil))
-		before := objects.Names()
-		mustBackup(t, open(), specOf(volumeWith(map[int64]byte{2: 2}), nil, nil))
-		for _, name := range objects.Names() {
-			if !slices.Contains(before, name) && strings.HasSuffix(name, ".data") {
-				storetest.Tamper(t, objects, name, storetest.Truncate(120))
-			}
-		}
+		good := hurtNewest(t, open, objects, func(pack string) { storetest.Tamper(t, objects, pack, storetest.Truncate(120)) })
 		lists.n = 0
 		_, err := open().Thin(t.Context(), testLineage, func([]*Backup) []string { return []string{good.Record} })
 		if !fault.Is(err, fault.ErrCorrupt) || lists.n > 10 {
@@ -156,24 +148,7 @@ func TestShortPackIsDamageAtOnce(t *testing.T) {
 }
 
 func TestCompactionsAtOnceStoreNothingTwice(t *testing.T) {
-	objects := storetest.NewMemory()
-	a := newTestRepository(t, objects, nil, From(testOrigin("a", "1:0")))
-	many := map[int64]byte{}
-	for i := range int64(200) {
-		many[i] = byte(i + 1)
-	}
-	before := volumeWith(many)
-	w := mustBackup(t, a, specOf(before, nil, nil))
-	for i := range int64(200) {
-		if i%3 == 0 {
-			delete(many, i)
-		}
-	}
-	after := volumeWith(many)
-	kept := mustBackup(t, a, specOf(after, w, before))
-	if _, err := a.Forget(t.Context(), testLineage, []string{w.Record}); err != nil {
-		t.Fatal(err)
-	}
+	objects, a, kept, after := wastedStock(t)
 	faults := storetest.NewFaults(objects)
 	b := openFrom(t, faults, "b")
 	meanwhile(faults, 2, func() {

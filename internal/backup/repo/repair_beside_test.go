@@ -117,8 +117,9 @@ func TestNoBackupIsDroppedForOneBadLook(t *testing.T) {
 	}
 }
 
-// wastedStock has a pack of which a third is needed by nobody, in a repository of host a.
-func wastedStock(t *testing.T) (*storetest.Memory, *Repository) {
+// wastedStock has a pack of which a third is needed by nobody, in a repository of host a. It returns the backup that is in it,
+// and what that holds.
+func wastedStock(t *testing.T) (*storetest.Memory, *Repository, *Written, *sparse) {
 	t.Helper()
 	objects := storetest.NewMemory()
 	a := newTestRepository(t, objects, nil, From(testOrigin("a", "1:0")))
@@ -133,11 +134,12 @@ func wastedStock(t *testing.T) (*storetest.Memory, *Repository) {
 			delete(many, i)
 		}
 	}
-	mustBackup(t, a, specOf(volumeWith(many), w, before))
+	after := volumeWith(many)
+	kept := mustBackup(t, a, specOf(after, w, before))
 	if _, err := a.Forget(t.Context(), testLineage, []string{w.Record}); err != nil {
 		t.Fatal(err)
 	}
-	return objects, a
+	return objects, a, kept, after
 }
 
 // mustTidy compacts and collects.
@@ -153,7 +155,7 @@ func mustTidy(t *testing.T, r *Repository) {
 
 func TestRepairBesideAPruneFindsNothing(t *testing.T) {
 	for _, dry := range []bool{true, false} {
-		objects, a := wastedStock(t)
+		objects, a, _, _ := wastedStock(t)
 		pack, _ := dataPack(t, a)
 		faults := storetest.NewFaults(objects)
 		faults.On(storetest.Get, pack, 1, func(_ *storetest.Request, do func() error) error {
