@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"orlop/internal/namespacetest"
 	"orlop/internal/run"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(unshareThread) != "" {
 		os.Exit(liveWithUnsharedThread())
 	}
-	os.Exit(m.Run())
+	os.Exit(namespacetest.Run(m.Run))
 }
 
 func liveWithUnsharedThread() int {

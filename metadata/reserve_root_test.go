@@ -12,7 +12,11 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"orlop/internal/namespacetest"
 )
+
+func TestMain(m *testing.M) { os.Exit(namespacetest.Run(m.Run)) }
 
 // smallDisk mounts an ext4 of 32 MiB until the test's end.
 func smallDisk(t *testing.T) (dir string) {

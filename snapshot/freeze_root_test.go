@@ -14,10 +14,13 @@ import (
 	"orlop/blockdev/loop"
 	"orlop/fs"
 	"orlop/internal/fault"
+	"orlop/internal/namespacetest"
 	"orlop/internal/volume"
 	"orlop/metadata"
 	"orlop/snapshot"
 )
+
+func TestMain(m *testing.M) { os.Exit(namespacetest.Run(m.Run)) }
 
 // A mountedWorld is a Manager on a real pool, with one real volume that is mounted.
 type mountedWorld struct {

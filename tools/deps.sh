@@ -41,6 +41,7 @@ group() {
 		need libc6-dev /usr/include/stdlib.h
 		need jq jq
 		need strace strace
+		need docker-compose docker-compose
 		need postgresql /usr/lib/postgresql/*/bin/pgbench # its wrapper in PATH comes with less
 		need python3 /usr/bin/python3 # the second reader of backups; another python3 in PATH has not these modules
 		need python3-cryptography /usr/lib/python3/dist-packages/cryptography
@@ -79,7 +80,19 @@ tidy() {
 	rm -f "$log" "$log.clusters" ${policy:+"$policy"}
 }
 
-install() { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends --no-remove "${missing[@]}"; }
+# apt runs apt-get with its output in $log. While another program holds one of apt's locks it waits, for 5 minutes at most;
+# apt-get itself can only wait for dpkg's.
+apt() {
+	local deadline=$((SECONDS + 300))
+	until LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@" > "$log" 2>&1; do
+		if ((SECONDS >= deadline)) || ! grep -q 'Could not get lock' "$log"; then
+			return 1
+		fi
+		sleep 1
+	done
+}
+
+install() { apt install -y --no-install-recommends --no-remove "${missing[@]}"; }
 
 [[ $# -gt 0 ]] || group ''
 for name; do group "$name"; done
@@ -99,7 +112,7 @@ if (set -o noclobber && printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d) 
 fi
 forbid_cluster
 echo "installing ${missing[*]}"
-if ! install > "$log" 2>&1 && ! { apt-get update && install; } > "$log" 2>&1; then
+if ! install && ! { apt update && install; }; then
 	cat "$log" >&2
 	echo "could not install ${missing[*]}" >&2
 	exit 1

@@ -18,7 +18,10 @@ import (
 
 	"orlop/blockdev/loop"
 	"orlop/fs"
+	"orlop/internal/namespacetest"
 )
+
+func TestMain(m *testing.M) { os.Exit(namespacetest.Run(m.Run)) }
 
 const (
 	mib = int64(1) << 20

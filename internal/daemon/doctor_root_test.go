@@ -9,8 +9,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"orlop/internal/namespacetest"
 	"orlop/metadata"
 )
+
+func TestMain(m *testing.M) { os.Exit(namespacetest.Run(m.Run)) }
 
 // TestDoctorNamesWhereAFreezeThatWasNotEndedCanBeThawed, in a volume's mount point or where it is mounted aside.
 func TestDoctorNamesWhereAFreezeThatWasNotEndedCanBeThawed(t *testing.T) {
