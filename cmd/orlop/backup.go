@@ -2,20 +2,21 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
+	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
-	"orlop/internal/backup/store/dirstore"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
 )
@@ -55,7 +56,7 @@ func keyFlag(ctx *urfave.Context) string {
 }
 
 // destinationOf is the only argument, or ORLOP_DEST.
-func destinationOf(ctx *urfave.Context) (destination, error) {
+func destinationOf(ctx *urfave.Context) (destination.Destination, error) {
 	text := os.Getenv("ORLOP_DEST")
 	least := 0
 	if text == "" {
@@ -63,74 +64,12 @@ func destinationOf(ctx *urfave.Context) (destination, error) {
 	}
 	args, err := arguments(ctx, least, 1)
 	if err != nil {
-		return destination{}, err
+		return destination.Destination{}, err
 	}
 	if len(args) == 1 {
 		text = args[0]
 	}
-	return parseDestination(text)
-}
-
-// An openRepository is a repository and the store that it is in.
-type openRepository struct {
-	*repo.Repository
-	at    destination
-	local localState
-	warn  func(format string, args ...any)
-}
-
-// A place is what it takes to open the repository of a destination, or to mend it.
-type place struct {
-	at      destination
-	key     *repo.Key // nil without --key-file
-	objects *dirstore.Store
-	local   localState
-	known   repo.Known // what this host remembers of it
-}
-
-// openPlace opens a destination. The caller closes the objects.
-func (o *opener) openPlace(at destination) (p place, err error) {
-	p.at = at
-	if p.key, err = keyOf(o.ctx); err != nil {
-		return p, err
-	}
-	p.local = at.local(o.lose)
-	if p.known, err = p.local.Recall(); err != nil {
-		return p, fmt.Errorf("%s: %w", at, err)
-	}
-	p.objects, err = dirstore.Open(at.dir)
-	switch {
-	case fault.Is(err, fault.ErrNotFound) && at.isTaken(): // which the error tells
-		return p, err
-	case fault.Is(err, fault.ErrNotFound) && p.isKnown():
-		return p, fmt.Errorf("%w This host knows repository %s there", err, p.known.Repository)
-	case fault.Is(err, fault.ErrNotFound):
-		return p, fmt.Errorf("%w %s", err, at.initHint())
-	}
-	return p, err
-}
-
-// isKnown tells whether this host knows a repository there.
-func (p *place) isKnown() bool { return p.known.Repository != repo.ID{} }
-
-// repository opens the repository, which must be there.
-func (p *place) repository(ctx context.Context) (*repo.Repository, error) {
-	options, err := p.local.options(p.at)
-	if err != nil {
-		return nil, err
-	}
-	r, err := repo.Open(ctx, p.objects, p.key, options...)
-	switch {
-	case fault.Is(err, fault.ErrNotFound) && p.isKnown(): // which the error tells
-		return nil, fmt.Errorf("%s: %w: is the disk mounted?", p.at, err)
-	case fault.Is(err, fault.ErrNotFound):
-		return nil, fmt.Errorf("%s: %w; is the disk mounted? %s", p.at, err, p.at.initHint())
-	case p.key == nil && fault.Is(err, fault.ErrInvalid):
-		return nil, fmt.Errorf("%s: %w: say --key-file FILE, or set ORLOP_KEY_FILE", p.at, err)
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", p.at, err)
-	}
-	return r, nil
+	return destination.Parse(text)
 }
 
 // An opener opens repositories for one run of a command. It is safe for concurrent use.
@@ -142,19 +81,39 @@ type opener struct {
 
 func (c *cli) newOpener(ctx *urfave.Context) *opener { return &opener{c: c, ctx: ctx} }
 
-// lose tells once that what a command should remember is lost to the next.
-func (o *opener) lose(dir string, err error) {
-	o.lost.Do(func() {
-		o.c.warn("cannot remember anything in %s: %v; nobody would notice if the destination were set back to an older state", dir, err)
-	})
+// options are those that the command was given. What this user's commands remember is in the user's cache.
+func (o *opener) options() (destination.Options, error) {
+	key, err := keyOf(o.ctx)
+	if err != nil {
+		return destination.Options{}, err
+	}
+	options := destination.Options{Key: key, Warn: o.warn}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		o.warn(&destination.StateError{Dir: filepath.Join(os.Getenv("XDG_CACHE_HOME"), "orlop", "backup"), Err: err})
+		return options, nil
+	}
+	options.StateDir = filepath.Join(cache, "orlop", "backup")
+	return options, nil
+}
+
+// warn tells the user, and only once that nothing can be remembered.
+func (o *opener) warn(err error) {
+	var lost *destination.StateError
+	if errors.As(err, &lost) {
+		o.lost.Do(func() { o.c.warn(err) })
+		return
+	}
+	o.c.warn(err)
 }
 
 // warn tells of what does not keep a command from its work. With --json, stderr is for errors only, and some outputs have room
 // for it.
-func (c *cli) warn(format string, args ...any) {
-	c.warned.add(fmt.Sprintf(format, args...))
+func (c *cli) warn(err error) {
+	text := withRemedy(err).Error()
+	c.warned.add(text)
 	if !c.json {
-		fmt.Fprintf(c.stderr, "orlop: warning: "+format+"\n", args...)
+		fmt.Fprintf(c.stderr, "orlop: warning: %s\n", text)
 	}
 }
 
@@ -178,25 +137,22 @@ func (w *warnings) all() []string {
 }
 
 // openRepository opens the only repository that a command needs, and calls do with it.
-func (c *cli) openRepository(ctx *urfave.Context, at destination, do func(*openRepository) error) error {
+func (c *cli) openRepository(ctx *urfave.Context, at destination.Destination, do func(*destination.Repository) error) error {
 	return c.newOpener(ctx).open(at, do)
 }
 
 // open opens the repository of a destination with the command's key, and calls do with it.
-func (o *opener) open(at destination, do func(*openRepository) error) error {
-	p, err := o.openPlace(at)
+func (o *opener) open(at destination.Destination, do func(*destination.Repository) error) error {
+	options, err := o.options()
 	if err != nil {
 		return err
 	}
-	defer p.objects.Close()
-	r, err := p.repository(o.ctx.Context)
+	r, err := destination.Open(o.ctx.Context, at, options)
 	if err != nil {
 		return err
 	}
-	if damage := r.Damage(); damage != nil {
-		o.c.warn("%v", damage)
-	}
-	if err := do(&openRepository{r, at, p.local, o.c.warn}); err != nil {
+	defer r.Close()
+	if err := do(r); err != nil {
 		return fmt.Errorf("%s: %w", at, err)
 	}
 	return nil
@@ -217,22 +173,23 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			key, err := keyOf(ctx)
+			options, err := c.newOpener(ctx).options()
 			switch {
 			case err != nil:
 				return err
-			case key == nil && !ctx.Bool("unencrypted"):
+			case options.Key == nil && !ctx.Bool("unencrypted"):
 				return fault.Errorf(fault.ErrInvalid, "backup init: say --key-file FILE (see orlop key create), or --unencrypted")
-			case key != nil && ctx.Bool("unencrypted"):
+			case options.Key != nil && ctx.Bool("unencrypted"):
 				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file, by --key-file or ORLOP_KEY_FILE, and --unencrypted are given: say --key-file '' to give none")
 			}
-			r, err := initRepository(ctx.Context, at, key, at.local(c.newOpener(ctx).lose), ctx.Bool("new"))
+			r, err := destination.OpenOrInit(ctx.Context, at, options, ctx.Bool("new"))
 			if err != nil {
-				return fmt.Errorf("%s: %w", at, err)
+				return err
 			}
-			view := repositoryView{URL: at.String(), ID: r.ID().String(), Encrypted: key != nil}
-			if key != nil {
-				view.Key = key.ID()
+			defer r.Close()
+			view := repositoryView{URL: at.String(), ID: r.ID().String(), Encrypted: r.Encrypted()}
+			if options.Key != nil {
+				view.Key = options.Key.ID()
 			}
 			return c.print(view.URL, view)
 		},
@@ -263,12 +220,12 @@ type backupView struct {
 	Encrypted  bool   `json:"encrypted"`
 }
 
-func (o *openRepository) view(b *repo.Backup) backupView {
+func viewOf(r *destination.Repository, b *repo.Backup) backupView {
 	return backupView{
-		URL: backupURL{destination: o.at, backup: b.ID(), volume: b.Volume.Name}.String(), ID: b.ID(),
+		URL: r.Destination.URL(b).String(), ID: b.ID(),
 		Volume: b.Volume.Name, VolumeID: b.Volume.ID, Host: b.Host, Snapshot: b.Snapshot.Name,
 		Created: b.Created.UTC().Format(time.RFC3339Nano), Size: b.Size, Stored: b.Stats.Stored, New: b.Stats.New,
-		DurationMS: b.Duration.Milliseconds(), Encrypted: o.Encrypted(),
+		DurationMS: b.Duration.Milliseconds(), Encrypted: r.Encrypted(),
 	}
 }
 
@@ -294,9 +251,9 @@ type backupDetail struct {
 	Writer       string            `json:"writer"`
 }
 
-func (o *openRepository) detail(b *repo.Backup) backupDetail {
+func detailOf(r *destination.Repository, b *repo.Backup) backupDetail {
 	d := backupDetail{
-		backupView: o.view(b), Lineage: b.Lineage, Sequence: b.Sequence, Parent: b.Parent, SnapshotID: b.Snapshot.ID,
+		backupView: viewOf(r, b), Lineage: b.Lineage, Sequence: b.Sequence, Parent: b.Parent, SnapshotID: b.Snapshot.ID,
 		ChunkSize: b.ChunkSize, BlockSize: b.BlockSize, Filesystem: b.Filesystem, Labels: b.Labels, UID: b.UID, GID: b.GID,
 		Mode: fmt.Sprintf("%04o", b.Mode), MountOptions: b.MountOptions, Consistency: b.Consistency, Hooks: b.Hooks,
 		Group: b.Group, Read: b.Stats.Read, Writer: b.Writer,
@@ -320,12 +277,12 @@ func (c *cli) backupListCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			return c.openRepository(ctx, at, func(r *openRepository) error {
+			return c.openRepository(ctx, at, func(r *destination.Repository) error {
 				backups, err := r.Backups(ctx.Context)
 				views := []backupView{}
 				for _, b := range backups {
 					if name := ctx.String("volume-name"); name == "" || name == b.Volume.Name {
-						views = append(views, r.view(b))
+						views = append(views, viewOf(r, b))
 					}
 				}
 				if len(views) == 0 && err != nil {
@@ -359,72 +316,7 @@ func (c *cli) printBackups(views []backupView) error {
 	return nil
 }
 
-// hurt tells whether a backup is known to be damaged.
-func (o *openRepository) hurt() func(*repo.Backup) bool {
-	return repo.RememberedDamage(o.local.verified()).Hurts
-}
-
-// find returns the backup that a URL names: of a volume's the newest that is not to be passed over.
-func (o *openRepository) find(ctx context.Context, u backupURL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
-	backups, err := o.Backups(ctx)
-	if u.backup != "" {
-		for _, b := range backups {
-			if b.ID() == u.backup && (u.volume == "" || u.volume == b.Volume.Name) {
-				return b, nil // that other lineages may be damaged does not matter
-			}
-		}
-		if err != nil {
-			return nil, err
-		}
-		return nil, fault.Errorf(fault.ErrNotFound, "backup %q: not found: see orlop backup list %s", u.backup, o.at.quoted())
-	}
-	b, failed := o.newestOf(backups, u, pass)
-	switch {
-	case err == nil:
-		return b, failed
-	case failed == nil && ctx.Err() == nil:
-		o.warn("not everything can be read, and there may be newer backups of volume %q: %v", u.volume, err)
-		return b, nil
-	case fault.Is(failed, fault.ErrNotFound):
-		return nil, fault.Errorf(fault.KindOf(err), "no backup of a volume %q is in what can be read: %w", u.volume, err)
-	}
-	return nil, errors.Join(failed, err)
-}
-
-// newestOf returns the newest backup of the volume of a name that is not to be passed over, and tells of newer ones that are.
-func (o *openRepository) newestOf(backups []*repo.Backup, u backupURL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
-	var newest, passed *repo.Backup
-	var ids []string
-	for _, b := range backups {
-		if b.Volume.Name != u.volume {
-			continue
-		}
-		if !slices.Contains(ids, b.Volume.ID) {
-			ids = append(ids, b.Volume.ID)
-		}
-		of := &newest
-		if pass(b) {
-			of = &passed
-		}
-		if *of == nil || b.Sequence > (*of).Sequence {
-			*of = b
-		}
-	}
-	if len(ids) == 1 && newest != nil && passed != nil && passed.Sequence > newest.Sequence {
-		o.warn("the newest backup of volume %q, %s of %s, is damaged: this is %s of %s; see orlop backup verify %s", u.volume,
-			passed.ID(), dated(passed), newest.ID(), dated(newest), o.at.quoted())
-	}
-	switch {
-	case len(ids) == 0:
-		return nil, fault.Errorf(fault.ErrNotFound, "no backup of a volume %q: see orlop backup list %s", u.volume, o.at.quoted())
-	case len(ids) > 1:
-		slices.Sort(ids)
-		return nil, fault.Errorf(fault.ErrInvalid, "there are backups of several volumes named %q, of IDs %q: choose one with backup=, see orlop backup list %s --volume-name %s --json", u.volume, ids, o.at.quoted(), u.volume)
-	case newest == nil:
-		return nil, fault.Errorf(fault.ErrCorrupt, "every backup of volume %q is damaged: see orlop backup verify %s --data", u.volume, o.at.quoted())
-	}
-	return newest, nil
-}
+func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // dated is when a backup was made, for people.
 func dated(b *repo.Backup) string { return b.Created.UTC().Format(time.DateTime) + " UTC" }
@@ -441,16 +333,16 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 			}
 			opener := c.newOpener(ctx)
 			return c.inspectEach(urls, func(text string) (view json.RawMessage, err error) {
-				u, err := parseBackupURL(text)
+				u, err := destination.ParseURL(text)
 				if err != nil {
 					return nil, err
 				}
-				err = opener.open(u.destination, func(r *openRepository) error {
-					b, err := r.find(ctx.Context, u, r.hurt())
+				err = opener.open(u.Destination, func(r *destination.Repository) error {
+					b, err := r.Find(ctx.Context, u, r.RememberedDamage().Hurts)
 					if err != nil {
 						return err
 					}
-					view, err = marshal(r.detail(b))
+					view, err = marshal(detailOf(r, b))
 					return err
 				})
 				return view, err
@@ -472,15 +364,15 @@ func (c *cli) backupDeleteCommand() *urfave.Command {
 			}
 			opener := c.newOpener(ctx)
 			return c.forEach(urls, func(text string) error {
-				u, err := parseBackupURL(text)
+				u, err := destination.ParseURL(text)
 				if err != nil {
 					return err
 				}
-				if u.backup == "" {
-					return fault.Errorf(fault.ErrInvalid, "backup delete %q: backup= is missing: see orlop backup list %s", text, u.quoted())
+				if u.Backup == "" {
+					return fault.Errorf(fault.ErrInvalid, "backup delete %q: backup= is missing: see orlop backup list %s", text, u.Quoted())
 				}
-				return opener.open(u.destination, func(r *openRepository) error {
-					b, err := r.find(ctx.Context, u, nil)
+				return opener.open(u.Destination, func(r *destination.Repository) error {
+					b, err := r.Find(ctx.Context, u, nil)
 					if err != nil {
 						return err
 					}

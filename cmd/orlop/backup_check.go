@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
+	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
@@ -40,9 +40,9 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 					return err
 				}
 			}
-			return c.openRepository(ctx, at, func(r *openRepository) error {
+			return c.openRepository(ctx, at, func(r *destination.Repository) error {
 				if u != nil {
-					b, err := r.find(ctx.Context, *u, func(*repo.Backup) bool { return false })
+					b, err := r.Find(ctx.Context, *u, nil)
 					if err != nil {
 						return err
 					}
@@ -52,8 +52,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 				if !c.json { // whose only output is the report
 					options.Progress = shown.show
 				}
-				options.Memory = r.local.verifiable()
-				options.Command = "orlop backup repair " + at.quoted() + " --dry-run" + keyFlag(ctx)
+				options.Command = "orlop backup repair " + at.Quoted() + " --dry-run" + keyFlag(ctx)
 				report, err := r.Verify(ctx.Context, options)
 				shown.end()
 				return c.verified(r, report, options.Only, err)
@@ -64,7 +63,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 
 // verified tells what verify found, and then what kept it from finding more. Where damage hurts what it was to look at, the
 // exit code is that of damage, whatever else went wrong.
-func (c *cli) verified(r *openRepository, found repo.Report, only *repo.Backup, failed error) error {
+func (c *cli) verified(r *destination.Repository, found repo.Report, only *repo.Backup, failed error) error {
 	if failed != nil && len(found.Findings) == 0 {
 		return failed
 	}
@@ -72,19 +71,19 @@ func (c *cli) verified(r *openRepository, found repo.Report, only *repo.Backup, 
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
-		report(c.stderr, fmt.Errorf("%s: %w", r.at, failed), c.json)
+		report(c.stderr, fmt.Errorf("%s: %w", r.Destination, failed), c.json)
 	}
 	return reported{errDamaged}
 }
 
 // verifySubject is what verify is to look at: a destination, or one backup.
-func verifySubject(ctx *urfave.Context) (destination, *backupURL, error) {
+func verifySubject(ctx *urfave.Context) (destination.Destination, *destination.URL, error) {
 	if text := ctx.Args().First(); strings.Contains(text, "?") {
 		if _, err := arguments(ctx, 1, 1); err != nil {
-			return destination{}, nil, err
+			return destination.Destination{}, nil, err
 		}
-		u, err := parseBackupURL(text)
-		return u.destination, &u, err
+		u, err := destination.ParseURL(text)
+		return u.Destination, &u, err
 	}
 	at, err := destinationOf(ctx)
 	return at, nil, err
@@ -169,25 +168,11 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			p, err := c.newOpener(ctx).openPlace(at)
+			options, err := c.newOpener(ctx).options()
 			if err != nil {
 				return err
 			}
-			defer p.objects.Close()
-			if _, err := p.repository(ctx.Context); err != nil {
-				return err
-			}
-			origin, err := repo.LocalOrigin()
-			if err != nil {
-				return err
-			}
-			options := repo.RepairOptions{
-				DryRun: ctx.Bool("dry-run"), DropDamaged: ctx.Bool("drop-damaged"), Origin: origin, At: at.quoted(), Memory: p.local.memory(), Cache: p.local.dir,
-			}
-			steps, err := repo.Repair(ctx.Context, p.objects, p.key, options)
-			if err != nil {
-				err = fmt.Errorf("%s: %w", at, err)
-			}
+			steps, err := destination.Repair(ctx.Context, at, options, ctx.Bool("dry-run"), ctx.Bool("drop-damaged"))
 			if err == nil || len(steps) > 0 {
 				err = errors.Join(err, c.printSteps(steps))
 			}
@@ -247,7 +232,7 @@ func (c *cli) backupPruneCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			return c.openRepository(ctx, at, func(r *openRepository) error { return c.prune(ctx, r, policy) })
+			return c.openRepository(ctx, at, func(r *destination.Repository) error { return c.prune(ctx, r, policy) })
 		},
 	}
 }
@@ -294,54 +279,35 @@ type pruneView struct {
 	Warnings []string `json:"warnings"`
 }
 
-// stalledAfter is how long another host's session must show nothing new before prune ends it.
-const stalledAfter = 24 * time.Hour
-
-// wasteful is the part of a pack that nobody needs for which prune writes the rest into a new one.
-const wasteful = 0.25
-
 // prune applies a policy to every volume, and frees what no backup needs. What fails in one lineage keeps it from no other.
-func (c *cli) prune(ctx *urfave.Context, r *openRepository, policy repo.Policy) error {
-	view := pruneView{Removed: []backupView{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
-	lineages, err := r.Lineages(ctx.Context)
+func (c *cli) prune(ctx *urfave.Context, r *destination.Repository, policy repo.Policy) error {
+	plan, err := r.PlanPrune(ctx.Context, repo.PruneOptions{
+		Policy: policy, Match: func(b *repo.Backup) bool { return matches(ctx, b) }, Force: ctx.Bool("force"),
+	})
 	if err != nil {
 		return err
 	}
-	var failed, doubts []error
-	matched := false
-	for _, lineage := range lineages {
-		p := pruner{ctx: ctx, r: r, policy: policy, hurt: r.hurt(), warn: c.warn}
-		if err := p.prune(lineage, view.DryRun); err != nil {
-			failed = append(failed, err)
-		}
-		for _, b := range p.removed {
-			view.Removed = append(view.Removed, r.view(b))
-		}
-		for _, doubt := range p.doubts {
-			view.Skipped = append(view.Skipped, doubt.Error())
-		}
-		doubts = append(doubts, p.doubts...)
-		view.Kept += p.kept
-		view.Freed += p.freed
-		matched = matched || p.matched
-		if ctx.Context.Err() != nil {
-			break
-		}
+	view := pruneView{Removed: []backupView{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
+	done, failed := repo.Pruned{Removed: plan.Remove, Kept: plan.Kept}, plan.Err
+	if !view.DryRun {
+		done, failed = plan.Execute(ctx.Context)
 	}
-	if !matched && len(failed) == 0 && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
-		failed = append(failed, errNoMatch(ctx))
+	view.Kept, view.Freed = done.Kept, done.Freed
+	for _, b := range done.Removed {
+		view.Removed = append(view.Removed, viewOf(r, b))
 	}
-	return joined(slices.Concat(failed, doubts, []error{c.printPrune(view, len(failed) == 0)}))
+	for _, doubt := range plan.Doubts {
+		view.Skipped = append(view.Skipped, doubt.Error())
+	}
+	if !plan.Matched && failed == nil && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
+		failed = errNoMatch(ctx)
+	}
+	return fault.Join(slices.Concat([]error{failed}, plan.Doubts, []error{c.printPrune(view, failed == nil)})...)
 }
 
-// joined is all of the errors, and of the first one's kind.
-func joined(errs []error) error {
-	all := errors.Join(errs...)
-	if all == nil {
-		return nil
-	}
-	first := errs[slices.IndexFunc(errs, func(err error) bool { return err != nil })]
-	return fault.Errorf(fault.KindOf(first), "%w", all)
+// matches reports whether a backup is of the volume and the host that prune was limited to.
+func matches(ctx *urfave.Context, b *repo.Backup) bool {
+	return (!ctx.IsSet("volume-name") || b.Volume.Name == ctx.String("volume-name")) && (!ctx.IsSet("host") || b.Host == ctx.String("host"))
 }
 
 // errNoMatch is what prune says if no backup is what it was to be limited to.
@@ -354,97 +320,6 @@ func errNoMatch(ctx *urfave.Context) error {
 		what += fmt.Sprintf(" that host %q made", ctx.String("host"))
 	}
 	return fault.Errorf(fault.ErrNotFound, "backup prune: there is no backup%s", what)
-}
-
-// pruner prunes one lineage.
-type pruner struct {
-	ctx    *urfave.Context
-	r      *openRepository
-	policy repo.Policy
-	hurt   func(*repo.Backup) bool
-	warn   func(format string, args ...any)
-
-	removed []*repo.Backup
-	kept    int
-	matched bool // some backup is of the volume and the host
-	doubts  []error
-	freed   int64
-}
-
-func (p *pruner) prune(lineage string, dryRun bool) error {
-	thin := p.r.Thin
-	if dryRun {
-		thin = p.r.WouldThin
-	}
-	if _, err := thin(p.ctx.Context, lineage, p.choose); err != nil {
-		p.kept += len(p.removed)
-		p.removed = nil
-		return err
-	}
-	if dryRun {
-		return nil
-	}
-	var stalled func(*repo.Session) bool
-	if p.r.local.dir != "" {
-		var err error
-		if stalled, err = p.r.Stalled(p.ctx.Context, lineage, stalledAfter); err != nil {
-			return err
-		}
-	}
-	collected, err := p.r.Collect(p.ctx.Context, lineage, stalled)
-	p.freed = collected.Freed
-	if err != nil {
-		return err
-	}
-	return p.compact(lineage, stalled)
-}
-
-// compact writes what is needed of wasteful packs anew, some at a time. Where there is no room for it they stay.
-func (p *pruner) compact(lineage string, stalled func(*repo.Session) bool) error {
-	for {
-		done, err := p.r.Compact(p.ctx.Context, lineage, wasteful)
-		if err == nil && done.Replaced == 0 {
-			return nil
-		}
-		// It deletes what was replaced, or what was written in vain.
-		if _, failed := p.r.Collect(p.ctx.Context, lineage, stalled); failed != nil {
-			return errors.Join(err, failed)
-		}
-		if fault.Is(err, fault.ErrNoSpace) {
-			p.warn("packs that are wasted in part stay: there is no room to write what is needed of them anew: %v", err)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		p.freed += done.Saved
-	}
-}
-
-// choose names the records that go, and notes what it decided.
-func (p *pruner) choose(backups []*repo.Backup) (records []string) {
-	p.removed, p.kept, p.doubts = nil, 0, nil
-	var chosen []*repo.Backup
-	for _, b := range backups {
-		if (!p.ctx.IsSet("volume-name") || b.Volume.Name == p.ctx.String("volume-name")) && (!p.ctx.IsSet("host") || b.Host == p.ctx.String("host")) {
-			chosen = append(chosen, b)
-		}
-	}
-	p.kept, p.matched = len(backups), len(chosen) > 0
-	if p.policy.IsZero() {
-		return nil
-	}
-	for _, v := range repo.Retain(chosen, p.policy, time.Now(), p.hurt, p.ctx.Bool("force")) {
-		if v.Doubt != nil {
-			p.doubts = append(p.doubts, v.Doubt)
-		}
-		for _, b := range v.Remove {
-			p.removed = append(p.removed, b)
-			records = append(records, b.Record)
-		}
-	}
-	p.kept -= len(records)
-	return records
 }
 
 // printPrune tells what was done. What is kept is known only if all could be looked at.

@@ -2,20 +2,15 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"orlop/internal/backup/repo"
-	"orlop/internal/fault"
 )
 
 // breakHead damages the newest head of a lineage, so that nothing of it can be read.
@@ -60,31 +55,6 @@ func TestADamagedLineageKeepsPruneFromNoOther(t *testing.T) {
 	got.wants(t, 7, "forgot "+gone[0], "forgot "+gone[2], "id-2", "forgot 2 backups, freed")
 	if got := invoke("--json", "backup", "list", p.dir, "--key-file", p.key); strings.Count(got.stdout, `"url"`) != 2 {
 		t.Errorf("%s", got)
-	}
-}
-
-func TestErrorsThatAreJoinedAreOfTheKindOfTheFirst(t *testing.T) {
-	damage := fault.Errorf(fault.ErrCorrupt, "damage")
-	full := fmt.Errorf("write: %w", syscall.ENOSPC)
-	for _, test := range []struct {
-		errs []error
-		code int
-	}{
-		{nil, 0},
-		{[]error{nil, nil}, 0},
-		{[]error{io.EOF, damage}, 1},
-		{[]error{nil, damage, io.EOF}, 7},
-		{[]error{full, damage}, 5},
-	} {
-		got := joined(test.errs)
-		if code := exitCode(got); code != test.code {
-			t.Errorf("%q: exit code %d, want %d", test.errs, code, test.code)
-		}
-		for _, err := range test.errs {
-			if err != nil && !errors.Is(got, err) {
-				t.Errorf("%q is lost: %v", err, got)
-			}
-		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
@@ -31,7 +32,7 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 			if ctx.String("to-file") == "" {
 				return fault.Errorf(fault.ErrInvalid, "backup restore: --to-file IMAGE is missing")
 			}
-			u, err := parseBackupURL(args[0])
+			u, err := destination.ParseURL(args[0])
 			if err != nil {
 				return err
 			}
@@ -39,8 +40,8 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			return c.openRepository(ctx, u.destination, func(r *openRepository) error {
-				b, err := r.find(ctx.Context, u, r.hurt())
+			return c.openRepository(ctx, u.Destination, func(r *destination.Repository) error {
+				b, err := r.Find(ctx.Context, u, r.RememberedDamage().Hurts)
 				if err != nil {
 					return err
 				}
@@ -51,7 +52,7 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 					return err
 				}
 				if c.json {
-					return c.printEvent(restoredView{Event: "done", File: image, Backup: r.view(b), Restored: done, Warnings: c.warned.all()})
+					return c.printEvent(restoredView{Event: "done", File: image, Backup: viewOf(r, b), Restored: done, Warnings: c.warned.all()})
 				}
 				return c.print(image, nil)
 			})

@@ -645,22 +645,3 @@ func TestBackupFailuresInJSONHaveTheirKind(t *testing.T) {
 		}
 	}
 }
-
-func FuzzBackupURL(f *testing.F) {
-	for _, text := range []string{"/a?volume=b", "file:///a%20b?backup=x.y&volume=db", "vfs:///a?backup=x", "s3://b/c?volume=d", "a b?volume=%26", "\x00?backup=0"} {
-		f.Add(text)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		u, err := parseBackupURL(text)
-		if err != nil {
-			if kind := fault.KindOf(err); kind != fault.ErrInvalid && kind != fault.ErrUnsupported {
-				t.Errorf("%q: %v", text, err)
-			}
-			return
-		}
-		again, err := parseBackupURL(u.String())
-		if err != nil || again != u || !filepath.IsAbs(u.dir) {
-			t.Errorf("%q is %+v, and %s is %+v, %v", text, u, u, again, err)
-		}
-	})
-}

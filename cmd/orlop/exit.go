@@ -47,7 +47,7 @@ func interrupted(err error) error {
 
 // report writes an error to w, as JSON if asked to.
 func report(w io.Writer, err error, asJSON bool) {
-	err = interrupted(err)
+	err = withRemedy(interrupted(err))
 	if !asJSON {
 		fmt.Fprintf(w, "orlop: %v\n", err)
 		return

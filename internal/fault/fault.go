@@ -73,3 +73,13 @@ func KindOf(err error) Kind {
 // Is tells whether err's outermost kind is kind. Unlike errors.Is it does not look at kinds that an outer one
 // replaced.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
+
+// Join joins errors as errors.Join does, into one of the kind of the first that is not nil; nil if there is none.
+func Join(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return Errorf(KindOf(err), "%w", errors.Join(errs...))
+		}
+	}
+	return nil
+}

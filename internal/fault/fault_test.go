@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"testing"
 
 	"orlop/internal/fault"
@@ -44,5 +45,30 @@ func TestOutermostKindCounts(t *testing.T) {
 	}
 	if fault.Is(nil, "") {
 		t.Error("no error is of a kind")
+	}
+}
+
+func TestErrorsThatAreJoinedAreOfTheKindOfTheFirst(t *testing.T) {
+	damage := fault.Errorf(fault.ErrCorrupt, "damage")
+	full := fmt.Errorf("write: %w", syscall.ENOSPC)
+	for _, test := range []struct {
+		errs []error
+		kind fault.Kind
+	}{
+		{nil, ""},
+		{[]error{nil, nil}, ""},
+		{[]error{io.EOF, damage}, fault.ErrFailed},
+		{[]error{nil, damage, io.EOF}, fault.ErrCorrupt},
+		{[]error{full, damage}, fault.ErrNoSpace},
+	} {
+		got := fault.Join(test.errs...)
+		if kind := fault.KindOf(got); kind != test.kind {
+			t.Errorf("%q: kind %q, want %q", test.errs, kind, test.kind)
+		}
+		for _, err := range test.errs {
+			if err != nil && !errors.Is(got, err) {
+				t.Errorf("%q is lost: %v", err, got)
+			}
+		}
 	}
 }

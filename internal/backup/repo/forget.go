@@ -48,34 +48,40 @@ func (r *Repository) Thin(ctx context.Context, lineage string, choose func([]*Ba
 
 // WouldThin returns what Thin would remove, and fails as that would.
 func (r *Repository) WouldThin(ctx context.Context, lineage string, choose func([]*Backup) []string) ([]*Backup, error) {
+	_, removed, err := r.wouldThin(ctx, lineage, choose)
+	return removed, err
+}
+
+// wouldThin returns besides the head that it looked at, nil if there is none.
+func (r *Repository) wouldThin(ctx context.Context, lineage string, choose func([]*Backup) []string) (*Head, []*Backup, error) {
 	if r.damage != nil {
-		return nil, r.damage
+		return nil, nil, r.damage
 	}
 	c, err := r.chain(lineage)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for range attemptLimit {
 		h, err := c.certain(ctx)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if h.Number == 0 {
 			if moved, err := c.checkNew(ctx); err != nil || !moved {
-				return nil, err
+				return nil, nil, err
 			}
 			continue
 		}
 		next := h.child()
 		err = c.choose(ctx, h, next, choose)
 		if err == nil {
-			return missingFrom(next, h), nil
+			return h, missingFrom(next, h), nil
 		}
 		if err := c.doubt(ctx, h, err); err != nil {
-			return nil, fmt.Errorf("forget backups of lineage %s: %w", lineage, err)
+			return nil, nil, fmt.Errorf("forget backups of lineage %s: %w", lineage, err)
 		}
 	}
-	return nil, c.errBusy()
+	return nil, nil, c.errBusy()
 }
 
 // choose takes off next, a child of h, what is to be removed.

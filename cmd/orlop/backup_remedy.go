@@ -1,0 +1,47 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"orlop/internal/backup/destination"
+)
+
+// withRemedy appends to an error of a destination the command that may help. It returns other errors as they are.
+func withRemedy(err error) error {
+	var e *destination.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, remedy(e))
+}
+
+// remedy is the end of a message: what to type.
+func remedy(e *destination.Error) string {
+	at := e.Destination.Quoted()
+	switch e.Remedy {
+	case destination.InitRepository:
+		return fmt.Sprintf(" if no repository was ever made there, make one: orlop backup init %s --key-file FILE", at)
+	case destination.ReplaceRepository:
+		how := "--unencrypted"
+		if e.Encrypted {
+			how = "--key-file FILE"
+		}
+		return fmt.Sprintf(" To make a new one in its place: orlop backup init %s --new %s", at, how)
+	case destination.GiveKey:
+		return ": say --key-file FILE, or set ORLOP_KEY_FILE"
+	case destination.ListBackups:
+		if strings.HasSuffix(e.Error(), "?") {
+			return " see orlop backup list " + at
+		}
+		return ": see orlop backup list " + at
+	case destination.ChooseBackup:
+		return fmt.Sprintf(": choose one with backup=, see orlop backup list %s --volume-name %s --json", at, e.Volume)
+	case destination.VerifyRepository:
+		return fmt.Sprintf("; see orlop backup verify %s", at)
+	case destination.VerifyData:
+		return fmt.Sprintf(": see orlop backup verify %s --data", at)
+	}
+	return ""
+}
