@@ -57,18 +57,22 @@ var mountOptions = map[string]mountOption{
 // CheckMountOption fails with fault.ErrInvalid, listing what there is, if a volume of this type cannot have the
 // option.
 func (t Type) CheckMountOption(option string) error {
-	known, ok := mountOptions[option]
-	if ok && (known.types == nil || slices.Contains(known.types, t.Name)) {
+	allowed := t.MountOptions()
+	if slices.Contains(allowed, option) {
 		return nil
 	}
-	var allowed []string
+	return fault.Errorf(fault.ErrInvalid, "mount option %q: not allowed on %s: use %s", option, t.Name, strings.Join(allowed, ", "))
+}
+
+// MountOptions returns the options that a volume of this type may have, sorted.
+func (t Type) MountOptions() (allowed []string) {
 	for word, o := range mountOptions {
 		if o.types == nil || slices.Contains(o.types, t.Name) {
 			allowed = append(allowed, word)
 		}
 	}
 	slices.Sort(allowed)
-	return fault.Errorf(fault.ErrInvalid, "mount option %q: not allowed on %s: use %s", option, t.Name, strings.Join(allowed, ", "))
+	return allowed
 }
 
 // Mount mounts the filesystem on device at dir: nosuid, nodev and discard unless the options say otherwise. It fails

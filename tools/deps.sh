@@ -40,6 +40,8 @@ group() {
 		need gcc gcc # for the race detector, as is the next
 		need libc6-dev /usr/include/stdlib.h
 		need jq jq
+		need zsh zsh # completion is tried in the real shells, bash among them
+		need fish fish
 		need strace strace
 		need docker-compose docker-compose
 		need postgresql /usr/lib/postgresql/*/bin/pgbench # its wrapper in PATH comes with less

@@ -34,6 +34,10 @@ type cli struct {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	c := &cli{stdout: stdout, stderr: stderr, json: wantsJSON(args)}
 	app := c.app()
+	if len(args) > 1 && args[1] == completeVerb {
+		c.complete(ctx, app, args[2:], stdout)
+		return 0
+	}
 	err := checkText(args)
 	if err == nil {
 		err = app.RunContext(ctx, arrange(app, args))
@@ -97,9 +101,9 @@ func (c *cli) app() *urfave.App {
 			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
 			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
 			c.snapshotCommand(), c.keyCommand(), c.backupCommand(), c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
+			c.completionCommand(),
 		},
 	}
-	app.Commands = append(app.Commands, c.completionCommand(app))
 	for _, command := range app.Commands {
 		for _, c := range append(command.Subcommands, command) {
 			c.OnUsageError = usageError

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,58 +174,6 @@ func TestPruneNamesTheRuleThatIsWrong(t *testing.T) {
 		if got.code != 2 || !strings.Contains(got.stderr, flag+" ") || !strings.Contains(got.stderr, value) {
 			t.Errorf("%s", got)
 		}
-	}
-}
-
-func TestBashCompletesFilesWhereThereAreFiles(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"my key", "mine"} {
-		rewrite(t, filepath.Join(dir, name), "")
-	}
-	script := invoke("completion", "bash").stdout
-	for _, test := range []struct {
-		words string
-		want  []string
-	}{
-		{"backup list m", []string{"mine", "my key"}},
-		{"backup verify m", []string{"mine", "my key"}},
-		{"backup verify D", nil},
-		{"backup verify U", nil},
-		{"backup verify --da", []string{"--data"}},
-		{"backup delete m", []string{"mine", "my key"}},
-		{"backup restore x --to-file m", []string{"mine", "my key"}},
-		{"backup repair x --key-file m", []string{"mine", "my key"}},
-		{"backup repair x --key-file --", nil},
-		{"key create m", []string{"mine", "my key"}},
-		{"snapshot delete m", nil},
-		{"create m", nil},
-	} {
-		words := strings.Fields("orlop " + test.words)
-		program := fmt.Sprintf("%s\nCOMP_LINE='orlop %s'; COMP_POINT=${#COMP_LINE}; COMP_WORDS=('%s'); COMP_CWORD=%d; _orlop; printf '%%s\\n' \"${COMPREPLY[@]}\"",
-			script, test.words, strings.Join(words, "' '"), len(words)-1)
-		bash := exec.Command("bash", "-c", program)
-		bash.Dir = dir
-		out, err := bash.CombinedOutput()
-		got := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool { return line == "" })
-		slices.Sort(got)
-		if err != nil || !slices.Equal(got, test.want) {
-			t.Errorf("%q: completed to %q, want %q: %v", test.words, got, test.want, err)
-		}
-	}
-}
-
-func TestFishCompletesFilesWhereThereAreFiles(t *testing.T) {
-	seen := 0
-	for line := range strings.Lines(invoke("completion", "fish").stdout) {
-		if !strings.Contains(line, "-l key-file") && !strings.Contains(line, "-l to-file") {
-			continue
-		}
-		if seen++; strings.Contains(line, " -f ") {
-			t.Errorf("no files: %s", line)
-		}
-	}
-	if seen == 0 {
-		t.Error("no flag that takes a file")
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -363,94 +362,6 @@ func TestEachKindHasAnExitCode(t *testing.T) {
 		}
 		if got := exitCode(err); got != want {
 			t.Errorf("kind %q: exit code %d, want %d", kind, got, want)
-		}
-	}
-}
-
-func TestCompletionScriptsAreWhole(t *testing.T) {
-	for _, shell := range []string{"bash", "zsh", "fish"} {
-		got := invoke("completion", shell)
-		if got.code != 0 || got.stderr != "" {
-			t.Fatalf("%s: %s", shell, got)
-		}
-		for _, words := range leaves() {
-			for _, word := range words {
-				if !strings.Contains(got.stdout, word) {
-					t.Errorf("%s: no word of %q", shell, word)
-				}
-			}
-		}
-		checker := map[string][]string{"bash": {"bash", "-n"}, "zsh": {"bash", "-n"}, "fish": {"fish", "--no-execute"}}[shell]
-		if _, err := exec.LookPath(checker[0]); err != nil && shell == "fish" {
-			continue
-		}
-		check := exec.Command(checker[0], checker[1:]...)
-		check.Stdin = strings.NewReader(got.stdout)
-		if out, err := check.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v: %s", shell, err, out)
-		}
-	}
-}
-
-// TestBashCompletesCommandsFlagsAndVolumes runs the script as bash does when the user presses Tab.
-func TestBashCompletesCommandsFlagsAndVolumes(t *testing.T) {
-	dir := t.TempDir()
-	stub := `#!/bin/sh
-case $1 in
-list) printf 'NAME  SIZE\ndb    1G\ndocs  2G\nweb   1G\n' ;;
-snapshot) printf 'VOLUME  NAME\ndb  before\ndb  after\nweb  before\n' ;;
-esac
-`
-	if err := os.WriteFile(filepath.Join(dir, "orlop"), []byte(stub), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	script := invoke("completion", "bash").stdout
-	complete := func(args ...string) []string {
-		line := "orlop " + strings.Join(args, " ")
-		words := strings.Fields(strings.ReplaceAll(line, "@", " @ ")) // as bash splits it
-		program := fmt.Sprintf("%s\nCOMP_LINE='%s'; COMP_POINT=${#COMP_LINE}; COMP_WORDS=('%s'); COMP_CWORD=%d; _orlop; printf '%%s\\n' \"${COMPREPLY[@]}\"",
-			script, line, strings.Join(words, "' '"), len(words)-1)
-		cmd := exec.Command("bash", "-c", program)
-		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%q: %v: %s", args, err, out)
-		}
-		return strings.Fields(string(out))
-	}
-	for _, test := range []struct {
-		words []string
-		want  []string
-	}{
-		{[]string{"cre"}, []string{"create"}},
-		{[]string{"um"}, []string{"umount"}},
-		{[]string{"un"}, []string{"unmount"}},
-		{[]string{"--soc"}, []string{"--socket"}},
-		{[]string{"create", "--si"}, []string{"--size"}},
-		{[]string{"create", "v", "--mou"}, []string{"--mount-option"}},
-		{[]string{"delete", "d"}, []string{"db", "docs"}},
-		{[]string{"rm", "w"}, []string{"web"}},
-		{[]string{"inspect", "db", "do"}, []string{"docs"}},
-		{[]string{"--json", "mount", "w"}, []string{"web"}},
-		{[]string{"resize", "--s"}, []string{"--size"}},
-		{[]string{"create", "d"}, nil},
-		{[]string{"delete", "device"}, nil},
-		{[]string{"device", "ad"}, []string{"adopt"}},
-		{[]string{"device", "adopt", "d"}, nil},
-		{[]string{"device", "de"}, []string{"delete"}},
-		{[]string{"snapshot", "res"}, []string{"restore"}},
-		{[]string{"snapshot", "create", "d"}, []string{"db", "docs"}},
-		{[]string{"snapshot", "list", "w"}, []string{"web"}},
-		{[]string{"snapshot", "restore", "--dis"}, []string{"--discard-current"}},
-		{[]string{"snapshot", "delete", "db"}, []string{"db@before", "db@after"}},
-		{[]string{"snapshot", "rm", "db@"}, []string{"before", "after"}},
-		{[]string{"snapshot", "diff", "web@before", "db@a"}, []string{"after"}},
-		{[]string{"snapshot", "inspect", "web@be"}, []string{"before"}},
-		{[]string{"delete", "--snap"}, []string{"--snapshots"}},
-		{[]string{"completion", "f"}, []string{"fish"}},
-	} {
-		if got := complete(test.words...); !slices.Equal(got, test.want) {
-			t.Errorf("%q: completed to %q, want %q", test.words, got, test.want)
 		}
 	}
 }
