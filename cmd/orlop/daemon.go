@@ -279,9 +279,9 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 	group.Go(func() error { return m.volumes.WatchSpace(background) })
 	group.Go(func() error { return m.snapshots.Run(background) })
 	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket, "metrics", exporter.path)
-	notify(log, daemon.SdNotifyReady)
+	tellSystemd(log, daemon.SdNotifyReady)
 	<-ctx.Done()
-	notify(log, daemon.SdNotifyStopping)
+	tellSystemd(log, daemon.SdNotifyStopping)
 	log.Info("stopping; mounted volumes stay mounted")
 	cancelBackground()
 	drain(cancelWork, log, pluginServer, controlServer, metricsServer)
@@ -304,9 +304,9 @@ func drain(cancelWork func(), log *slog.Logger, servers ...*http.Server) {
 	}
 }
 
-func notify(log *slog.Logger, state string) {
+func tellSystemd(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("service manager not told", "state", state, "error", err)
+		log.Warn("sd_notify failed", "state", state, "error", err)
 	}
 }
 
