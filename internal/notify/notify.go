@@ -6,6 +6,7 @@ package notify
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"sync"
 	"time"
@@ -19,9 +20,9 @@ type Config struct {
 	Ping   string   // http or https URL of a dead-man service; empty for none
 	Notify []string // URLs of shoutrrr's services, or http and https URLs that take JSON
 
-	State State                            // remembers failed runs; used only with Notify
-	Limit time.Duration                    // DefaultLimit if zero
-	Warn  func(format string, args ...any) // called with what could not be delivered; may be called concurrently
+	State State         // remembers failed runs; used only with Notify
+	Limit time.Duration // DefaultLimit if zero
+	Warn  func(error)   // called with what could not be delivered, one call at a time
 }
 
 // A Notifier reports on runs, one at a time.
@@ -30,17 +31,22 @@ type Notifier struct {
 	notify []target
 	state  State
 	limit  time.Duration
-	warn   func(format string, args ...any)
+	warn   func(error)
+	mu     sync.Mutex // held by calls of warn
 }
 
 // New checks the URLs and connects to none. It fails with fault.ErrInvalid.
 func New(config Config) (*Notifier, error) {
-	n := &Notifier{state: config.State, limit: config.Limit, warn: config.Warn}
+	n := &Notifier{state: config.State, limit: config.Limit}
 	if n.limit == 0 {
 		n.limit = DefaultLimit
 	}
-	if n.warn == nil {
-		n.warn = func(string, ...any) {}
+	n.warn = func(err error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if config.Warn != nil {
+			config.Warn(err)
+		}
 	}
 	if config.Ping != "" {
 		var err error
@@ -111,7 +117,7 @@ func (n *Notifier) send(ctx context.Context, c call) {
 		return
 	}
 	if err := c.send(ctx, n.ping, n.limit/pauses); err != nil {
-		n.warn("cannot send the %s ping: %v", c.of, redact(err, n.ping))
+		n.warn(fmt.Errorf("cannot send the %s ping: %s", c.of, redact(err, n.ping)))
 	}
 }
 
@@ -123,12 +129,12 @@ func (n *Notifier) tellPeople(ctx context.Context, report Report) {
 	}
 	failed, err := n.state.failed(report)
 	if err != nil {
-		n.warn("cannot tell whether the previous run failed: %v", err)
+		n.warn(fmt.Errorf("cannot tell whether the previous run failed: %w", err))
 	}
 	switch {
 	case !report.OK():
 		if err := n.state.fail(report); err != nil {
-			n.warn("cannot remember that this run failed: %v", err)
+			n.warn(fmt.Errorf("cannot remember that this run failed: %w", err))
 		}
 		n.deliver(ctx, message{report.failedTitle(), report.body(maxMessage)})
 	case failed:
@@ -136,7 +142,7 @@ func (n *Notifier) tellPeople(ctx context.Context, report Report) {
 			return
 		}
 		if err := n.state.succeed(report); err != nil {
-			n.warn("cannot remember that this run succeeded: %v", err)
+			n.warn(fmt.Errorf("cannot remember that this run succeeded: %w", err))
 		}
 	}
 }
@@ -154,7 +160,7 @@ func (n *Notifier) deliver(ctx context.Context, m message) (delivered int) {
 			delivered++
 			continue
 		}
-		n.warn("cannot notify by %s: %v", n.notify[i].name, redact(err, n.notify[i].given))
+		n.warn(fmt.Errorf("cannot notify by %s: %s", n.notify[i].name, redact(err, n.notify[i].given)))
 	}
 	return delivered
 }

@@ -3,7 +3,6 @@ package notify
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -59,10 +58,10 @@ type warned struct {
 	lines []string
 }
 
-func (w *warned) add(format string, args ...any) {
+func (w *warned) add(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lines = append(w.lines, fmt.Sprintf(format, args...))
+	w.lines = append(w.lines, err.Error())
 }
 
 func (w *warned) take() []string {
@@ -76,7 +75,7 @@ func (w *warned) take() []string {
 func newNotifier(t *testing.T, config Config) *Notifier {
 	t.Helper()
 	if config.Warn == nil {
-		config.Warn = func(format string, args ...any) { t.Errorf("warned: "+format, args...) }
+		config.Warn = func(err error) { t.Errorf("warned: %v", err) }
 	}
 	n, err := New(config)
 	if err != nil {
