@@ -88,12 +88,9 @@ func (o *opener) options() (destination.Options, error) {
 		return destination.Options{}, err
 	}
 	options := destination.Options{Key: key, Warn: o.warn}
-	cache, err := os.UserCacheDir()
-	if err != nil {
+	if options.StateDir, err = cacheDir("backup"); err != nil {
 		o.warn(&destination.StateError{Dir: filepath.Join(os.Getenv("XDG_CACHE_HOME"), "orlop", "backup"), Err: err})
-		return options, nil
 	}
-	options.StateDir = filepath.Join(cache, "orlop", "backup")
 	return options, nil
 }
 

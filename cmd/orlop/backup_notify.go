@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -36,11 +35,11 @@ func (c *cli) startRun(ctx *urfave.Context, destination, selection string) (fini
 		return nil, err
 	}
 	if len(config.Notify) > 0 {
-		cache, err := os.UserCacheDir()
+		dir, err := cacheDir("notify")
 		if err != nil {
-			return nil, fmt.Errorf("find the directory for what --notify remembers: %w", err)
+			c.warn(fmt.Errorf("cannot remember failed runs: %w; a recovery is not notified", err))
 		}
-		config.State = notify.NewState(filepath.Join(cache, "orlop", "notify"))
+		config.State = notify.NewState(dir)
 	}
 	notifier, err := notify.New(config)
 	if err != nil {

@@ -66,15 +66,21 @@ func openTerminal(t *testing.T, name, program, dir string) *terminal {
 	return term
 }
 
+// builtOrlop builds the program and returns its path.
+func builtOrlop(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "orlop")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", program, "orlop/cmd/orlop").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return program
+}
+
 // programThatShowsItsArguments builds an orlop that completes as the real one, and otherwise prints each argument. It
 // returns its directory.
 func programThatShowsItsArguments(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	program := filepath.Join(dir, "real")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	dir, program := t.TempDir(), builtOrlop(t)
 	script := fmt.Sprintf("#!/bin/sh\ncase $1 in\n%s|completion) exec %q \"$@\" ;;\nesac\nprintf '<%%s>' \"$@\"\necho '<end>'\n", completeVerb, program)
 	if err := os.WriteFile(filepath.Join(dir, "orlop"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
