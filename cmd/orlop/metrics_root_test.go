@@ -46,6 +46,8 @@ func TestDaemonShowsMetricsUntilItStops(t *testing.T) {
 	text := scrape(t, address)
 	for _, want := range []string{
 		`orlop_volumes{pool="loop",state="ready"} 1`, `orlop_volume_size_bytes{pool="loop",volume="data"} 6.7108864e+07`,
+		`orlop_volume_fs_size_bytes{pool="loop",volume="data"} `, `orlop_volume_fs_free_bytes{pool="loop",volume="data"} `,
+		`orlop_volume_fs_files{pool="loop",volume="data"} 1`, `orlop_volume_fs_files_free{pool="loop",volume="data"} 1`,
 		`orlop_mounted_volumes 1`, `orlop_holders{kind="docker"} 1`, `orlop_operations_total{operation="VolumeDriver.Mount"} 1`,
 		`orlop_operations_total{operation="volumes/create"} 1`, `orlop_pool_free_bytes{layer="host",pool="loop"} `, `orlop_pool_free_bytes{layer="pool",pool="loop"} `,
 	} {

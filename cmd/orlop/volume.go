@@ -126,13 +126,17 @@ func (c *cli) listCommand() *urfave.Command {
 
 func (c *cli) table(views []daemon.View) error {
 	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSIZE\tUSED\tFS\tPOOL\tSTATE\tMOUNTED\tHOLDERS")
+	fmt.Fprintln(w, "NAME\tSIZE\tUSED\tUSE%\tFS\tPOOL\tSTATE\tMOUNTED\tHOLDERS")
 	for _, v := range views {
 		mounted := "-"
 		if v.Mounted {
 			mounted = v.Mountpoint
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, daemon.Bytes(v.Size), daemon.Bytes(v.Used), v.Filesystem, v.Pool, v.State, mounted, len(v.Holders))
+		fill := "-"
+		if v.FillView != nil {
+			fill = daemon.Percent(v.FSUsed())
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, daemon.Bytes(v.Size), daemon.Bytes(v.Used), fill, v.Filesystem, v.Pool, v.State, mounted, len(v.Holders))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write output: %w", err)

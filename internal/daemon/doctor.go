@@ -33,7 +33,7 @@ const warnAbove = 0.80
 func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
-		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
+		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFull, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
 		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
 	} {
 		found, err := look(ctx)

@@ -7,13 +7,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"orlop/blockdev"
-	"orlop/fs"
 	"orlop/internal/volume"
 	"orlop/metadata"
 )
@@ -159,7 +157,7 @@ func (d *Daemon) findFrozen(ctx context.Context) (found []Finding, _ error) {
 	}
 	for _, v := range frozen {
 		// Frozen before that look and after it, and not announced in between: no freeze of ours was.
-		if !announced[v.ID] && d.asking.isFrozen(ctx, v) {
+		if !announced[v.ID] && d.isFrozen(ctx, v) {
 			found = append(found, Finding{
 				severe, "volume " + v.Name, "somebody else has frozen its filesystem: its writers wait, and no snapshot of it can be taken",
 				"fsfreeze --unfreeze " + v.Mountpoint,
@@ -202,7 +200,7 @@ func (d *Daemon) frozenVolumes(ctx context.Context) (frozen []View, _ error) {
 	is := make([]bool, len(views))
 	var all sync.WaitGroup
 	for i, v := range views {
-		all.Go(func() { is[i] = d.asking.isFrozen(ctx, v) })
+		all.Go(func() { is[i] = d.isFrozen(ctx, v) })
 	}
 	all.Wait()
 	for i, v := range views {
@@ -211,59 +209,4 @@ func (d *Daemon) frozenVolumes(ctx context.Context) (frozen []View, _ error) {
 		}
 	}
 	return frozen, nil
-}
-
-// askLimit is how long doctor waits for a filesystem, which may just be written out, to tell whether it is frozen.
-const askLimit = 2 * time.Second
-
-// asking counts, by mount point, the questions to which an answer is still outstanding although nobody waits for it any
-// more. Such a filesystem is not asked again.
-type asking struct {
-	mu      sync.Mutex
-	overdue map[string]int
-}
-
-// isFrozen tells whether the filesystem of a mounted volume is frozen. One that does not answer in time, or cannot be
-// asked, does not count as frozen.
-func (a *asking) isFrozen(ctx context.Context, v View) bool {
-	kind, err := fs.Lookup(v.Filesystem)
-	if err != nil || a.isOverdue(v.Mountpoint) {
-		return false
-	}
-	answer, over := make(chan bool), make(chan struct{})
-	go func() { // it ends with the system call, which nothing can cut short
-		frozen, err := kind.Frozen(v.Mountpoint)
-		select {
-		case answer <- err == nil && frozen:
-		case <-over:
-			a.count(v.Mountpoint, -1)
-		}
-	}()
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	select {
-	case frozen := <-answer:
-		return frozen
-	case <-ctx.Done():
-		a.count(v.Mountpoint, 1)
-		close(over)
-		return false
-	}
-}
-
-func (a *asking) isOverdue(mountpoint string) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.overdue[mountpoint] > 0
-}
-
-func (a *asking) count(mountpoint string, more int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.overdue == nil {
-		a.overdue = map[string]int{}
-	}
-	if a.overdue[mountpoint] += more; a.overdue[mountpoint] == 0 {
-		delete(a.overdue, mountpoint)
-	}
 }

@@ -42,6 +42,7 @@ type View struct {
 	Snapshots    []SnapshotView    `json:"snapshots"`
 	LastBackup   *struct{}         `json:"last_backup"`
 	ReadOnly     bool              `json:"read_only"` // mounted, and went read-only after an error
+	*FillView                      // absent while it is not mounted
 
 	device string
 }
@@ -104,6 +105,7 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 	entry, isMounted := mounted[d.volumes.Mountpoint(v.Name)]
 	if isMounted {
 		view.Mounted, view.Mountpoint, view.Kept = true, entry.Mountpoint, len(holders) == 0
+		view.FillView = d.fill(ctx, entry)
 	}
 	view.Used, view.Problem = d.examine(ctx, v)
 	view.Warnings = d.volumes.SpaceWarnings(v.Pool)

@@ -165,6 +165,10 @@ func (a adapter) get(ctx context.Context, r volume.GetRequest) (any, error) {
 		"pool": view.Pool, "holders": len(view.Holders), "labels": view.Labels, "protected": view.Protected,
 		"snapshots": len(view.Snapshots),
 	}
+	if view.FillView != nil {
+		status["fs_size"], status["fs_free"], status["fs_used"] = daemon.Bytes(view.FSSize), daemon.Bytes(view.FSFree), daemon.Percent(view.FSUsed())
+		status["inodes"], status["inodes_free"] = view.Inodes, view.InodesFree
+	}
 	if view.Kept {
 		status["kept"] = "mounted without a holder because something uses it still"
 	}

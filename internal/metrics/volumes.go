@@ -9,19 +9,23 @@ import (
 )
 
 var (
-	volumes    = describe("orlop_volumes", "Volumes by what \"orlop list\" shows as their state.", "pool", "state")
-	size       = describe("orlop_volume_size_bytes", "Size of a volume.", "volume", "pool")
-	used       = describe("orlop_volume_used_bytes", "Bytes that the pool has allocated for a volume.", "volume", "pool")
-	snapshots  = describe("orlop_snapshots", "Snapshots by what \"orlop snapshot list\" shows as their state.", "pool", "state")
-	shared     = describe("orlop_snapshots_used_bytes", "Bytes that the pool has allocated for snapshots, those that they share with others included.", "pool")
-	mounted    = describe("orlop_mounted_volumes", "Volumes that are mounted.")
-	kept       = describe("orlop_kept_volumes", "Volumes mounted without a holder because something uses them still.")
-	holders    = describe("orlop_holders", "Mounts of volumes that were asked for and not let go.", "kind")
-	layerSize  = describe("orlop_pool_size_bytes", "Size of a layer below a pool's volumes.", "pool", "layer")
-	layerFree  = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
-	readErrors = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
+	volumes     = describe("orlop_volumes", "Volumes by what \"orlop list\" shows as their state.", "pool", "state")
+	size        = describe("orlop_volume_size_bytes", "Size of a volume.", "volume", "pool")
+	used        = describe("orlop_volume_used_bytes", "Bytes that the pool has allocated for a volume.", "volume", "pool")
+	fsSize      = describe("orlop_volume_fs_size_bytes", "Size of the filesystem of a mounted volume.", "volume", "pool")
+	fsFree      = describe("orlop_volume_fs_free_bytes", "Bytes left in the filesystem of a mounted volume.", "volume", "pool")
+	fsFiles     = describe("orlop_volume_fs_files", "Inodes in the filesystem of a mounted volume.", "volume", "pool")
+	fsFilesFree = describe("orlop_volume_fs_files_free", "Inodes left in the filesystem of a mounted volume.", "volume", "pool")
+	snapshots   = describe("orlop_snapshots", "Snapshots by what \"orlop snapshot list\" shows as their state.", "pool", "state")
+	shared      = describe("orlop_snapshots_used_bytes", "Bytes that the pool has allocated for snapshots, those that they share with others included.", "pool")
+	mounted     = describe("orlop_mounted_volumes", "Volumes that are mounted.")
+	kept        = describe("orlop_kept_volumes", "Volumes mounted without a holder because something uses them still.")
+	holders     = describe("orlop_holders", "Mounts of volumes that were asked for and not let go.", "kind")
+	layerSize   = describe("orlop_pool_size_bytes", "Size of a layer below a pool's volumes.", "pool", "layer")
+	layerFree   = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
+	readErrors  = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
 
-	descriptions = []*prometheus.Desc{volumes, size, used, snapshots, shared, mounted, kept, holders, layerSize, layerFree, readErrors}
+	descriptions = []*prometheus.Desc{volumes, size, used, fsSize, fsFree, fsFiles, fsFilesFree, snapshots, shared, mounted, kept, holders, layerSize, layerFree, readErrors}
 )
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -68,6 +72,12 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 		send(used, float64(v.Used), v.Name, v.Pool)
 		if v.Mounted {
 			nMounted++
+		}
+		if v.FillView != nil {
+			send(fsSize, float64(v.FSSize), v.Name, v.Pool)
+			send(fsFree, float64(v.FSFree), v.Name, v.Pool)
+			send(fsFiles, float64(v.Inodes), v.Name, v.Pool)
+			send(fsFilesFree, float64(v.InodesFree), v.Name, v.Pool)
 		}
 		if v.Kept {
 			nKept++
