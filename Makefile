@@ -35,20 +35,26 @@ install: build ## install the binary, shell completion and systemd units (root; 
 	completions="$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
 	mkdir -p "$$completions"
 	bin/orlop completion bash > "$$completions/orlop"
+	if [[ ! -e "$(DESTDIR)/etc/orlop/backup.env" ]]; then
+		install -D -m 0600 packaging/backup.env "$(DESTDIR)/etc/orlop/backup.env"
+	fi
 	echo "installed $(DESTDIR)$(PREFIX)/bin/orlop"
 	if [[ -z "$(DESTDIR)" && ! -d /run/systemd/system ]]; then
 		echo "no systemd here: start it with: orlop daemon"
 		exit
 	fi
 	mkdir -p "$(DESTDIR)$(UNITS)"
-	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/orlop.service > "$(DESTDIR)$(UNITS)/orlop.service"
-	install -m 0644 packaging/orlop.socket "$(DESTDIR)$(UNITS)/orlop.socket"
+	for unit in orlop.service orlop-backup.service; do
+		sed 's|/usr/local/bin|$(PREFIX)/bin|' "packaging/$$unit" > "$(DESTDIR)$(UNITS)/$$unit"
+	done
+	install -m 0644 packaging/orlop.socket packaging/orlop-backup.timer "$(DESTDIR)$(UNITS)"
 	if [[ ! -e "$(DESTDIR)/etc/default/orlop" ]]; then
 		install -D -m 0644 packaging/orlop.default "$(DESTDIR)/etc/default/orlop"
 	fi
 	if [[ -z "$(DESTDIR)" ]]; then
 		systemctl daemon-reload
 		echo "start it with: systemctl enable --now orlop.socket orlop.service"
+		echo "hourly backups: edit /etc/orlop/backup.env, then systemctl enable --now orlop-backup.timer"
 		echo "after an upgrade: systemctl restart orlop.service (containers keep running)"
 	fi
 
@@ -60,6 +66,9 @@ uninstall: need-root ## remove what install put there; keeps the volumes unless 
 		echo "refused: these volumes are mounted; stop their containers first" >&2
 		exit 1
 	fi
+	if [[ -d /run/systemd/system && -e $(UNITS)/orlop-backup.service ]]; then
+		systemctl stop orlop-backup.service
+	fi
 	orlop="$(PREFIX)/bin/orlop"
 	if [[ -x "$$orlop" ]]; then
 		"$$orlop" shutdown --detach || [[ $$? == 6 ]]   # 6: no daemon runs
@@ -67,12 +76,15 @@ uninstall: need-root ## remove what install put there; keeps the volumes unless 
 	if [[ -d /run/systemd/system && -e $(UNITS)/orlop.socket ]]; then
 		systemctl disable --quiet --now orlop.socket orlop.service
 	fi
+	if [[ -d /run/systemd/system && -e $(UNITS)/orlop-backup.timer ]]; then
+		systemctl disable --quiet --now orlop-backup.timer
+	fi
 	if mounted "" || busy; then
 		echo "refused: the pool is still attached; start the daemon and try again" >&2
 		exit 1
 	fi
 	rm -f "$$orlop" "$(PREFIX)/share/bash-completion/completions/orlop"
-	rm -f $(UNITS)/orlop.socket $(UNITS)/orlop.service
+	rm -f $(UNITS)/orlop.socket $(UNITS)/orlop.service $(UNITS)/orlop-backup.service $(UNITS)/orlop-backup.timer
 	if [[ -d /run/systemd/system ]]; then systemctl daemon-reload; fi
 	if [[ -z "$(PURGE)" ]]; then
 		echo "removed; the volumes are still in $(ROOT) (PURGE=1 deletes them)"
@@ -80,7 +92,9 @@ uninstall: need-root ## remove what install put there; keeps the volumes unless 
 	fi
 	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* $(ROOT)/pool/images/*.img || true   # empty mount points are immutable, and snapshots
 	rm -rf --one-file-system $(ROOT)
-	rm -f /etc/default/orlop /var/lib/.orlop.orlop-root /var/.lib.orlop-root /.var.orlop-root
+	rm -f /etc/default/orlop /etc/orlop/backup.env
+	rmdir --ignore-fail-on-non-empty /etc/orlop 2> /dev/null || true   # a key may be there
+	rm -f /var/lib/.orlop.orlop-root /var/.lib.orlop-root /.var.orlop-root
 	echo "removed, volumes and all"
 
 .PHONY: quickstart

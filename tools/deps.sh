@@ -39,12 +39,14 @@ group() {
 		need btrfs-progs mkfs.btrfs
 		need gcc gcc # for the race detector, as is the next
 		need libc6-dev /usr/include/stdlib.h
+		need cron cron
 		need jq jq
 		need zsh zsh # completion is tried in the real shells, bash among them
 		need fish fish
 		need strace strace
 		need docker-compose docker-compose
 		need postgresql /usr/lib/postgresql/*/bin/pgbench # its wrapper in PATH comes with less
+		need systemd systemd-analyze
 		need python3 /usr/bin/python3 # the second reader of backups; another python3 in PATH has not these modules
 		need python3-cryptography /usr/lib/python3/dist-packages/cryptography
 		need python3-zstandard /usr/lib/python3/dist-packages/zstandard
