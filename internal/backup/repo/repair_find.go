@@ -101,14 +101,14 @@ func (c *lineageCheck) unrecorded(h *Head) (lost []Record) {
 }
 
 // wholeNewer returns the whole backups in listed packs that belong neither to h nor to a session in it, and are newer than
-// all of h: what deleted backups leave behind is older. It returns too those of the packs of which these, and the backups of h,
+// all of h, or hidden: what deleted backups leave behind is older. It returns too those of the packs of which these, and the backups of h,
 // need what no live pack holds. It reads the footers of packs that no head lists, and of those that hold records these.
-func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64) (whole []foundBackup, needed []LivePack, err error) {
+func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64, hidden map[string]bool) (whole []foundBackup, needed []LivePack, err error) {
 	beside := loose(h, listed)
 	if len(beside) == 0 {
 		return nil, nil, nil
 	}
-	found, err := c.newerThan(ctx, h, listed)
+	found, err := c.newerThan(ctx, h, listed, hidden)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,8 +141,9 @@ func (c *chain) wholeNewer(ctx context.Context, h *Head, listed map[string]int64
 	return whole, needed, nil
 }
 
-// newerThan returns the backups in listed packs that belong neither to h nor to a session in it, and are newer than all of h.
-func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64) (found []foundBackup, err error) {
+// newerThan returns the backups in listed packs that belong neither to h nor to a session in it, and are newer than all of h,
+// or whose records are hidden.
+func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64, hidden map[string]bool) (found []foundBackup, err error) {
 	for _, p := range loose(h, listed) {
 		if p.Name.Kind != MetaPack {
 			continue
@@ -152,7 +153,7 @@ func (c *chain) newerThan(ctx context.Context, h *Head, listed map[string]int64)
 			return nil, err
 		}
 		for _, f := range backups {
-			if _, there := h.Backup(f.Record); !there && f.Sequence >= h.Sequence {
+			if _, there := h.Backup(f.Record); !there && (f.Sequence >= h.Sequence || hidden[f.Record]) {
 				found = append(found, f)
 			}
 		}

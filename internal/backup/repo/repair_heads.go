@@ -33,7 +33,7 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	object := HeadName(c.lineage.name, max(newest, 1))
 	switch {
 	case trusted && known <= h.Number:
-		if err := f.newer(ctx, c); err != nil { // before anybody takes what is found for garbage
+		if err := f.newer(ctx, c, findings); err != nil { // before anybody takes what is found for garbage
 			return err
 		}
 		return f.passOver(ctx, c, h, findings)
@@ -52,10 +52,14 @@ func (f *repairer) heads(ctx context.Context, c *chain) error {
 	})
 }
 
-// newer brings back whole backups that are newer than the newest head, which was not the last one then. The head before a
-// commit has its session still: so it does not matter here who is registered. Who is alive all the same finds that the
+// newer brings back whole backups that are newer than the newest head, which was not the last one then, and those that a head
+// hides. The head before a commit has its session still: so it does not matter here who is registered. Who is alive all the same finds that the
 // backup is committed, or begins anew.
-func (f *repairer) newer(ctx context.Context, c *chain) error {
+func (f *repairer) newer(ctx context.Context, c *chain, findings []headFinding) error {
+	hidden, err := c.hidden(ctx, findings)
+	if err != nil {
+		return err
+	}
 	check, err := newLineageCheck(ctx, c, nil, nil)
 	if err != nil {
 		return err
@@ -66,7 +70,7 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 	}
 	alone := *h
 	alone.Sessions = nil
-	found, packs, err := c.wholeNewer(ctx, &alone, check.listed)
+	found, packs, err := c.wholeNewer(ctx, &alone, check.listed, hidden)
 	if err != nil || len(packs) == 0 {
 		return err
 	}
@@ -75,7 +79,7 @@ func (f *repairer) newer(ctx context.Context, c *chain) error {
 		Action: "make a new head with what is found in packs",
 	}
 	if len(found) > 0 {
-		step.Object, step.Problem = found[0].pack.String(), errUnlisted(found[0]).Error()
+		step.Object, step.Problem = found[0].pack.String(), errUnlisted(found[0], hidden).Error()
 	}
 	next.Live = append(next.Live, packs...)
 	next.Sessions = slices.DeleteFunc(next.Sessions, func(s Session) bool {

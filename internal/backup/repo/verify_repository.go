@@ -143,14 +143,14 @@ func (v *verifier) lineage(ctx context.Context, name string) error {
 		if err := v.conclude(ctx, check, h, trusted, findings, hurt); err != nil || !trusted || v.Only != nil {
 			return err
 		}
-		return v.records(ctx, c, check, h)
+		return v.records(ctx, c, check, h, findings)
 	}
 	return c.errBusy()
 }
 
 // records checks that packs hold the record of every backup, and no newer ones than the head does. Records that are lost
 // with a damaged pack are no damage of their own.
-func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h *Head) error {
+func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h *Head, findings []headFinding) error {
 	unrecorded := check.unrecorded(h)
 	if check.damaged() {
 		unrecorded = nil
@@ -162,19 +162,26 @@ func (v *verifier) records(ctx context.Context, c *chain, check *lineageCheck, h
 	if err != nil {
 		return err
 	}
-	found, err := c.newerThan(ctx, newest, check.listed)
+	hidden, err := c.hidden(ctx, findings)
+	if err != nil {
+		return err
+	}
+	found, err := c.newerThan(ctx, newest, check.listed, hidden)
 	if err != nil || len(found) == 0 {
 		return err
 	}
-	newer, _, err := c.wholeNewer(ctx, newest, check.listed)
+	newer, _, err := c.wholeNewer(ctx, newest, check.listed, hidden)
 	for _, f := range newer {
-		v.find(f.pack.String(), errUnlisted(f), []*Backup{f.Backup})
+		v.find(f.pack.String(), errUnlisted(f, hidden), []*Backup{f.Backup})
 	}
 	return err
 }
 
-// errUnlisted is what is wrong with a pack that holds the record of a backup that is newer than the newest head.
-func errUnlisted(f foundBackup) error {
+// errUnlisted is what is wrong with a pack that holds the record of a backup that is newer than the newest head, or hidden.
+func errUnlisted(f foundBackup, hidden map[string]bool) error {
+	if hidden[f.Record] {
+		return fault.Errorf(fault.ErrCorrupt, "it holds backup %s, which a newer head hides: the destination was rolled back to an older state while it was written, or a head between was lost", f.ID())
+	}
 	return fault.Errorf(fault.ErrCorrupt, "it holds backup %s, which is newer than the newest head: the last heads were lost, or its writer was ended", f.ID())
 }
 
