@@ -31,7 +31,7 @@ const (
 	keyCheckLabel = "orlop-1 key checksum"
 	keyIDLabel    = "orlop-1 key id"
 	keyCheckSize  = 3
-	keyFileMax    = 256 // bytes read before a file is not taken for a key file
+	keyFileMax    = 256 // bytes of a key file at most
 )
 
 // A Key opens repositories. It is 256 random bits, kept in a key file.
@@ -139,9 +139,12 @@ func ReadKeyFile(path string) (*Key, error) {
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() && int(owner.Uid) == os.Geteuid() && info.Mode().Perm()&0o077 != 0 {
 		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())
 	}
-	text, err := io.ReadAll(io.LimitReader(file, keyFileMax))
+	text, err := io.ReadAll(io.LimitReader(file, keyFileMax+1))
 	if err != nil {
 		return nil, fmt.Errorf("read key file %s: %w", path, err)
+	}
+	if len(text) > keyFileMax {
+		return nil, fault.Errorf(fault.ErrInvalid, "key file %s has more than %d bytes: no key file has", path, keyFileMax)
 	}
 	if len(text) == 0 {
 		return nil, fault.Errorf(fault.ErrInvalid, "key file %s is empty: orlop key create was cut short before it made the key", path)

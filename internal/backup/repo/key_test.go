@@ -122,6 +122,19 @@ func TestMistypedKeysAreRefused(t *testing.T) {
 	}
 }
 
+// What follows a key in its file is read, however much space is between.
+func TestNothingBehindAKeyIsIgnored(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	for _, space := range []int{0, keyFileMax - len(vectorKey) - 1, keyFileMax - len(vectorKey), keyFileMax} {
+		if err := os.WriteFile(path, []byte(vectorKey+strings.Repeat("\n", space)+"another line\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadKeyFile(path); !fault.Is(err, fault.ErrInvalid) {
+			t.Errorf("behind %d newlines: %v", space, err)
+		}
+	}
+}
+
 func FuzzKey(f *testing.F) {
 	f.Add([]byte(vectorKey))
 	f.Add([]byte(vectorKey[:40]))

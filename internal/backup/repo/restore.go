@@ -235,12 +235,9 @@ type packRange struct {
 func (r *restorer) locate() ([]packRange, error) {
 	byPack := map[PackName]*packRange{}
 	for _, p := range r.window {
-		ref, e, err := r.records.find(TypeChunk, 0, p.id)
+		ref, e, err := r.chunkCopy(p.id)
 		if err != nil {
 			return nil, err
-		}
-		if int64(e.Length) != r.chunk {
-			return nil, corrupt(ref.Name.String(), "%v is no chunk of %d bytes", &e, r.chunk)
 		}
 		if byPack[ref.Name] == nil {
 			byPack[ref.Name] = &packRange{ref: ref}
@@ -258,6 +255,17 @@ func (r *restorer) locate() ([]packRange, error) {
 	// Packs were filled by rising index.
 	slices.SortFunc(ranges, func(a, b packRange) int { return cmp.Compare(a.chunks[0].index, b.chunks[0].index) })
 	return ranges, nil
+}
+
+// chunkCopy returns where a good copy of a chunk is. A copy of another length is not one. It fails as reading.find does.
+func (r *restorer) chunkCopy(id ChunkID) (PackRef, Entry, error) {
+	for {
+		ref, e, err := r.records.find(TypeChunk, 0, id)
+		if err != nil || int64(e.Length) == r.chunk {
+			return ref, e, err
+		}
+		r.records.spurn(ref.Name, id, corrupt(ref.Name.String(), "%v is no chunk of %d bytes", &e, r.chunk))
+	}
 }
 
 // split cuts a pack's chunks into ranges that are neither too long nor full of holes.

@@ -47,10 +47,18 @@ type lineageCheck struct {
 	index   *Index
 	listed  map[string]int64 // sizes of all objects under the lineage's sessions
 
-	known map[ChunkID][]string // nodes that were walked: what is wrong below them
+	known map[walked][]string // what is wrong below nodes that were walked
 	nodes *reading
 
 	loading sync.Mutex // held while the local cache is read
+}
+
+// A walked is a node as a backup has it. Of a node that several backups share, what is wrong below differs by the size of their
+// chunks, and by how many chunks the volume has room for below it.
+type walked struct {
+	id        ChunkID
+	chunkSize int
+	room      int64
 }
 
 // newLineageCheck reads the lists of records of the live packs.
@@ -59,7 +67,7 @@ func newLineageCheck(ctx context.Context, of *chain, backups []*Backup, live []L
 	c := &lineageCheck{
 		chain:   of,
 		lineage: lineage, objects: objects, backups: backups, packs: map[PackName]*packCheck{}, index: NewIndex(),
-		listed: map[string]int64{}, known: map[ChunkID][]string{},
+		listed: map[string]int64{}, known: map[walked][]string{},
 	}
 	err := objects.List(ctx, SessionsPrefix(lineage.Name()), func(o store.Object) error {
 		c.listed[o.Name] = o.Size
@@ -273,15 +281,16 @@ func (c *lineageCheck) below(ctx context.Context, b *Backup, at Place) ([]string
 		return []string{HeadPrefix(c.lineage.Name())}, nil // no pack is to blame
 	}
 	if at.Level == 0 {
-		return c.chunk(at.ID, b.ChunkSize), nil
+		return c.chunk(ctx, at.ID, b.ChunkSize)
 	}
-	if wrong, there := c.known[at.ID]; there {
+	key := walked{at.ID, b.ChunkSize, min(b.Tree.Chunks-at.Index, span(at.Level))}
+	if wrong, there := c.known[key]; there {
 		return wrong, nil
 	}
 	n, err := loadNode(ctx, c.nodes, at.Level, at.ID)
 	if fault.Is(err, fault.ErrCorrupt) {
-		c.known[at.ID] = c.blame(at.ID, TypeNode, at.Level)
-		return c.known[at.ID], nil
+		c.known[key] = c.blame(at.ID, TypeNode, at.Level)
+		return c.known[key], nil
 	}
 	if err != nil {
 		return nil, err
@@ -299,21 +308,37 @@ func (c *lineageCheck) below(ctx context.Context, b *Backup, at Place) ([]string
 			found[object] = true
 		}
 	}
-	c.known[at.ID] = slices.Sorted(maps.Keys(found))
-	return c.known[at.ID], nil
+	c.known[key] = slices.Sorted(maps.Keys(found))
+	return c.known[key], nil
 }
 
-// chunk returns what is wrong with a chunk, as far as its packs were looked at.
-func (c *lineageCheck) chunk(id ChunkID, size int) []string {
+// chunk returns what is wrong with a chunk, as far as its packs were looked at. Copies of another length it reads: if one is as
+// it was written, no pack is to blame, but who refers to it.
+func (c *lineageCheck) chunk(ctx context.Context, id ChunkID, size int) ([]string, error) {
 	good := false
+	var others []indexedPlace
 	c.index.FindAll(id, func(ref PackRef, e Entry) bool {
-		good = e.Type == TypeChunk && int(e.Length) == size && c.packs[ref.Name].bad(id) == nil
+		if e.Type == TypeChunk && c.packs[ref.Name].bad(id) == nil {
+			good = int(e.Length) == size
+			others = append(others, indexedPlace{ref, e})
+		}
 		return !good
 	})
 	if good {
-		return nil
+		return nil, nil
 	}
-	return c.blame(id, TypeChunk, 0)
+	for _, at := range others {
+		_, err := c.lineage.ReadRecord(ctx, c.objects, at.ref, at.entry)
+		switch {
+		case err == nil:
+			return []string{HeadPrefix(c.lineage.Name())}, nil
+		case fault.Is(err, fault.ErrCorrupt):
+			c.packs[at.ref.Name].wrong[id] = err
+		case !fault.Is(err, fault.ErrNotFound): // a missing pack is found missing elsewhere
+			return nil, err
+		}
+	}
+	return c.blame(id, TypeChunk, 0), nil
 }
 
 // blame returns the objects because of which a record is lost: those that hold it and are damaged or, if there are none,
