@@ -27,6 +27,7 @@ type cli struct {
 	stdout, stderr io.Writer
 	json           bool
 	warned         warnings
+	shown          *progress // of the work at hand, nil without
 	client         *control.Client
 }
 

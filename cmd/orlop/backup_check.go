@@ -48,7 +48,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 					}
 					options.Only = b
 				}
-				shown := c.newProgress()
+				shown := c.newProgress("")
 				if !c.json { // whose only output is the report
 					options.Progress = shown.show
 				}

@@ -616,20 +616,6 @@ func TestARepositoryOfALaterVersionIsRefused(t *testing.T) {
 	}
 }
 
-func TestProgressBarShowsRateAndTimeLeft(t *testing.T) {
-	got := bar(1<<30, 4<<30, 10*time.Second)
-	for _, text := range []string{"[=======   ", "1.0 GiB of 4.0 GiB", "102 MiB/s", "30s left"} {
-		if !strings.Contains(got, text) {
-			t.Errorf("want %q in %q", text, got)
-		}
-	}
-	for _, text := range []string{bar(0, 0, 0), bar(0, 5, time.Second), bar(5, 5, time.Second)} {
-		if strings.Contains(text, "NaN") || strings.Contains(text, "-") {
-			t.Errorf("%q", text)
-		}
-	}
-}
-
 func TestBackupFailuresInJSONHaveTheirKind(t *testing.T) {
 	for _, test := range []struct {
 		args []string

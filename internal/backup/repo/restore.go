@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,6 +28,9 @@ const (
 
 	// restoring is how many ranges are on their way at once.
 	restoring = 8
+
+	// restoreTold is how often Restore.Progress is called at most.
+	restoreTold = 100 * time.Millisecond
 )
 
 // A Target is what a backup is restored to. Its methods may be called at once for parts that do not overlap.
@@ -53,7 +57,8 @@ type Restore struct {
 	// what must read as zeroes is made to. Base must be nil.
 	Found io.ReaderAt
 
-	// Progress, if it is set, is told now and then how many bytes of the volume are done.
+	// Progress, if it is set, is told how many bytes of the volume are done: every 100 ms at most, one call at a time, and at
+	// the end that all are. A file is then flushed to the disk.
 	Progress func(done, total int64)
 }
 
@@ -76,6 +81,8 @@ type restorer struct {
 	stats   Restored
 	missing []placed
 	absent  []PackName // packs that are not there
+	pending int64      // chunks of the window that are not in the target yet
+	told    time.Time  // when Progress was called
 }
 
 // placed is a chunk that has to be at an index.
@@ -135,6 +142,9 @@ func (r *restorer) take(ctx context.Context, index int64, id ChunkID) error {
 		return r.punch(index, index+1)
 	}
 	r.window = append(r.window, placed{index, id})
+	r.mu.Lock()
+	r.pending++
+	r.mu.Unlock()
 	if len(r.window) < restoreWindow {
 		return nil
 	}
@@ -179,6 +189,15 @@ func (r *restorer) finish(ctx context.Context) error {
 	return nil
 }
 
+// progress tells that chunks of the window are in the target. The caller holds mu.
+func (r *restorer) progress(chunks int64) {
+	r.pending -= chunks
+	if now := time.Now(); r.Progress != nil && now.Sub(r.told) >= restoreTold {
+		r.told = now
+		r.Progress(min((r.next-r.pending)*r.chunk, r.Backup.Size), r.Backup.Size)
+	}
+}
+
 // flush writes the chunks of the window, and looks again for those whose packs were replaced meanwhile.
 func (r *restorer) flush(ctx context.Context) error {
 	if r.Found != nil {
@@ -211,9 +230,6 @@ func (r *restorer) flush(ctx context.Context) error {
 		}
 	}
 	r.window = r.window[:0]
-	if r.Progress != nil {
-		r.Progress(min(r.next*r.chunk, r.Backup.Size), r.Backup.Size)
-	}
 	return nil
 }
 
@@ -322,7 +338,6 @@ func (r *restorer) fetch(ctx context.Context, from packRange) error {
 		return err
 	}
 	var plaintext []byte
-	var written int64
 	for i, c := range from.chunks {
 		if i == 0 || c.id != from.chunks[i-1].id {
 			sealed := data[c.entry.Offset-start:][:c.entry.Sealed]
@@ -338,12 +353,14 @@ func (r *restorer) fetch(ctx context.Context, from packRange) error {
 		if err != nil {
 			return err
 		}
-		written += n
+		r.mu.Lock()
+		r.stats.Written += n
+		r.progress(1)
+		r.mu.Unlock()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Fetched += int64(len(data))
-	r.stats.Written += written
 	return nil
 }
 
@@ -408,6 +425,9 @@ func (r *restorer) compare(ctx context.Context, chunks []placed) (wrong []placed
 		clear(buffer[n:])
 		if hasher.Sum(TypeChunk, 0, buffer) == c.id {
 			present += int64(n)
+			r.mu.Lock()
+			r.progress(1)
+			r.mu.Unlock()
 		} else {
 			wrong = append(wrong, c)
 		}

@@ -114,6 +114,21 @@ func TestRestoreBringsBackEveryGeneration(t *testing.T) {
 	}
 }
 
+// All chunks of these backups are looked up at once: that is no reason to say nothing until they are there.
+func TestRestoreTellsHowFarItIsWhileChunksArrive(t *testing.T) {
+	b := newBackedUp(t)
+	contents, records := generations(t, b)
+	for i, want := range contents {
+		between := false
+		_, err := Restore{Backup: records[i], Target: &disk{data: make([]byte, len(want))}, Progress: func(done, total int64) {
+			between = between || done < total
+		}}.restore(t.Context(), b.reading())
+		if err != nil || !between {
+			t.Errorf("generation %d: told before the end: %t, %v", i, between, err)
+		}
+	}
+}
+
 func TestRestoreWritesOnlyTheDifferenceToWhatIsThere(t *testing.T) {
 	b := newBackedUp(t)
 	contents, records := generations(t, b)
