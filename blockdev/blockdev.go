@@ -83,9 +83,12 @@ type Traits struct {
 // written to src since, with the record that it is given itself; in return nobody may write src while Clone runs,
 // which otherwise copies one instant of it. It pays only if Clone follows soon.
 //
+// Replace gives id the data of by, at once or not at all, and by is gone; id keeps its record. Both must be inactive,
+// or it fails with fault.ErrInUse. After a crash id has the one data or the other, and Remove of by succeeds.
+//
 // Create, Prepare and Clone fail with fault.ErrExists if the device is there; cut short, they leave no device, or
 // one that Remove deletes. The other methods converge, as does Prepare: asked for what is already so, they succeed.
-// Create, Describe, Grow, Seal and Remove are durable on return, file and directory; a clone is after Sync, so that
+// Create, Describe, Grow, Seal, Replace and Remove are durable on return, file and directory; a clone is after Sync, so that
 // writers need not wait for it. Recovery depends on these rules.
 //
 // Methods that name a device fail with fault.ErrNotFound if there is none, except Deactivate and Remove, which
@@ -99,6 +102,7 @@ type Pool interface {
 	Sync(ctx context.Context, id ID) error                              // the device survives a power cut from here on
 	Seal(ctx context.Context, id ID) error                              // for ever read-only; fault.ErrInUse if active as ReadWrite
 	Grow(ctx context.Context, id ID, size int64) error                  // never shrinks; fault.ErrProtected if sealed
+	Replace(ctx context.Context, id, by ID) error                       // fault.ErrProtected if either is sealed
 	Activate(ctx context.Context, id ID, mode Mode) (path string, err error)
 	Deactivate(ctx context.Context, id ID) error   // fault.ErrInUse if anyone holds it
 	Remove(ctx context.Context, id ID) error       // fault.ErrInUse if active; sealed or not

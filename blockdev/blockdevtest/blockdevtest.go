@@ -98,6 +98,8 @@ var cases = []struct {
 	{"RecordIsKeptAsGiven", recordIsKeptAsGiven},
 	{"GrowNeverShrinks", growNeverShrinks},
 	{"GrowReachesAnActiveDevice", growReachesAnActiveDevice},
+	{"ReplaceMovesTheDataAndNotTheRecord", replaceMovesTheDataAndNotTheRecord},
+	{"ReplaceRefusesDevicesThatAreActiveOrSealed", replaceRefusesDevicesThatAreActiveOrSealed},
 	{"ActivateConverges", activateConverges},
 	{"ReadOnlyDeviceRefusesWrites", readOnlyDeviceRefusesWrites},
 	{"DataOutlivesDeactivate", dataOutlivesDeactivate},

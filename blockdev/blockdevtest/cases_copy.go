@@ -223,3 +223,39 @@ func cloneOfASealedDeviceCanBeWritten(s *suite) {
 	}
 	s.shows(s.activated(sealed, blockdev.ReadOnly), 0, "kept")
 }
+
+func replaceMovesTheDataAndNotTheRecord(s *suite) {
+	id, by := s.created(size), s.id()
+	s.write(s.activated(id, blockdev.ReadWrite), 0, "before")
+	s.ok(s.pool().Deactivate(s.Context(), id))
+	s.ok(s.pool().Clone(s.Context(), by, id, record("copy")))
+	s.ok(s.pool().Grow(s.Context(), by, 2*size))
+	path := s.activated(by, blockdev.ReadWrite)
+	s.shows(path, 0, "before")
+	s.write(path, 0, "after")
+	s.write(path, size, "beyond")
+	s.ok(s.pool().Deactivate(s.Context(), by))
+	s.ok(s.pool().Replace(s.Context(), id, by))
+	if info := s.stat(id); info.Size != 2*size || !sameRecord(info.Record, record("made")) {
+		s.Fatalf("replaced device is %+v", info)
+	}
+	path = s.activated(id, blockdev.ReadWrite)
+	s.shows(path, 0, "after")
+	s.shows(path, size, "beyond")
+	s.listsNothing(by)
+	s.ok(s.pool().Deactivate(s.Context(), id))
+	s.kind(s.pool().Replace(s.Context(), id, by), fault.ErrNotFound, "replace by what is gone")
+	s.ok(s.pool().Remove(s.Context(), by))
+}
+
+func replaceRefusesDevicesThatAreActiveOrSealed(s *suite) {
+	id, by := s.created(size), s.created(size)
+	for _, active := range []blockdev.ID{id, by} {
+		s.activated(active, blockdev.ReadWrite)
+		s.kind(s.pool().Replace(s.Context(), id, by), fault.ErrInUse, "replace while active")
+		s.ok(s.pool().Deactivate(s.Context(), active))
+	}
+	s.ok(s.pool().Seal(s.Context(), by))
+	s.kind(s.pool().Replace(s.Context(), id, by), fault.ErrProtected, "replace by a sealed device")
+	s.kind(s.pool().Replace(s.Context(), by, id), fault.ErrProtected, "replace a sealed device")
+}

@@ -287,6 +287,29 @@ func (m *Memory) Grow(_ context.Context, id blockdev.ID, size int64) error {
 	return nil
 }
 
+// Replace moves what by holds.
+func (m *Memory) Replace(_ context.Context, id, by blockdev.ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	device, err := m.device(id)
+	if err != nil {
+		return err
+	}
+	other, err := m.device(by)
+	switch {
+	case err != nil:
+		return err
+	case device.sealed || other.sealed:
+		return fault.Errorf(fault.ErrProtected, "replace device %s by %s: sealed", id, by)
+	case device.open != nil || other.open != nil:
+		return fault.Errorf(fault.ErrInUse, "replace device %s by %s: active", id, by)
+	}
+	_ = device.data.Close() // memory: nothing to lose
+	device.data = other.data
+	delete(m.devices, by)
+	return nil
+}
+
 // Activate opens the device once more and returns where /proc shows that. A read-only device is shown as a sealed
 // copy, which even root cannot write to.
 func (m *Memory) Activate(_ context.Context, id blockdev.ID, mode blockdev.Mode) (string, error) {

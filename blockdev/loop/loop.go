@@ -190,6 +190,43 @@ func extend(path string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Sync(), f.Close())
 }
 
+// Replace renames the image of by to that of id. The record of by goes last: with it alone Remove still finds the device.
+func (p *Pool) Replace(_ context.Context, id, by blockdev.ID) error {
+	for _, each := range []blockdev.ID{id, by} {
+		stat, err := p.stat(each)
+		if err != nil {
+			return err
+		}
+		if isSealed(stat) {
+			return fault.Errorf(fault.ErrProtected, "replace device %s by %s: %s is sealed", id, by, each)
+		}
+		device, err := p.find(each)
+		if err != nil {
+			return err
+		}
+		if device != "" {
+			return fault.Errorf(fault.ErrInUse, "replace device %s by %s: %s is active as %s", id, by, each, device)
+		}
+	}
+	f, err := os.Open(p.image(by))
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err == nil {
+		err = os.Rename(p.image(by), p.image(id))
+	}
+	if err == nil {
+		err = syncDir(p.images) // the new data, before anything of by goes
+	}
+	if err == nil {
+		err = removeFile(p.record(by))
+	}
+	if err != nil {
+		return spaceFault(fmt.Errorf("replace device %s by %s: %w", id, by, err))
+	}
+	return syncDir(p.images)
+}
+
 // Remove deletes the image, or what there is of it, and then its record.
 func (p *Pool) Remove(_ context.Context, id blockdev.ID) error {
 	if _, err := blockdev.ParseID(string(id)); err != nil {
