@@ -5,7 +5,6 @@ package fs
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"orlop/internal/fault"
 	"orlop/internal/run"
@@ -36,12 +37,20 @@ type Type struct {
 
 	// size reads the filesystem's own idea of its size from its superblock, in bytes.
 	size func(superblock []byte) (int64, bool)
+	// mountedSize is size of what is mounted at dir, where the device may show a former one.
+	mountedSize func(dir string) (int64, error)
+	// usable returns how much of a device of size bytes the filesystem can have: all but a last part too small for it.
+	usable func(superblock []byte, size int64) int64
+	// limit returns the size in bytes to which the filesystem may be grown, below MaxSize for what was made small.
+	limit func(superblock []byte) int64
 	// failed tells whether the superblock records an error.
 	failed func(superblock []byte) bool
 	// grow extends the mounted filesystem at dir to the device's size in bytes.
 	grow func(dir string, size int64) error
 	// growNeedsResource tells that grow needs CAP_SYS_RESOURCE; then there is GrowOffline too.
 	growNeedsResource bool
+	// lostFound tells that mkfs and check make a directory lost+found.
+	lostFound bool
 	// check repairs what is safe to repair; nil where mounting does all there is to do.
 	check []string
 }
@@ -57,14 +66,15 @@ var types = []Type{
 		Name: "ext4", MinSize: 8 * mib, MaxSize: 16 * tib,
 		mkfs: []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"},
 		data: "errors=remount-ro,noinit_itable",
-		size: ext4Size, failed: ext4Failed, grow: ext4Grow, growNeedsResource: true,
-		check: []string{"e2fsck", "-p"},
+		size: ext4Size, usable: ext4Usable, limit: func([]byte) int64 { return 16 * tib },
+		failed: ext4Failed, grow: ext4Grow, growNeedsResource: true,
+		check: []string{"e2fsck", "-p"}, lostFound: true,
 	},
 	{
 		Name: "xfs", MinSize: 300 * mib, MaxSize: 64 * tib,
 		mkfs: []string{"mkfs.xfs", "-q", "-K", "-s", "size=4096", "-m", "reflink=1"},
 		data: "nouuid",
-		size: xfsSize, failed: func([]byte) bool { return false }, grow: xfsGrow,
+		size: xfsSize, mountedSize: xfsMountedSize, usable: xfsUsable, limit: xfsLimit, failed: func([]byte) bool { return false }, grow: xfsGrow,
 	},
 }
 
@@ -137,12 +147,8 @@ func blank(device string) error {
 	return nil
 }
 
-// FinishRoot gives the root directory of the new filesystem mounted at dir its owner and mode, and makes it
-// empty: Docker copies an image's content only into a directory with nothing in it, not even lost+found.
+// FinishRoot gives the root directory of the new filesystem mounted at dir its owner and mode.
 func FinishRoot(dir string, uid, gid int, mode uint32) error {
-	if err := RemoveLostFound(dir); err != nil {
-		return err
-	}
 	if err := os.Chown(dir, uid, gid); err != nil {
 		return fmt.Errorf("set owner of root directory: %w", err)
 	}
@@ -153,12 +159,19 @@ func FinishRoot(dir string, uid, gid int, mode uint32) error {
 	return nil
 }
 
-// RemoveLostFound removes an empty lost+found from the filesystem mounted at dir. Where there is none it writes
-// nothing, and so does not wait for the end of a freeze.
-func RemoveLostFound(dir string) error {
-	_, err := os.Lstat(dir + "/lost+found")
-	if err == nil {
-		err = os.Remove(dir + "/lost+found")
+// RemoveLostFound removes the lost+found that mkfs or e2fsck has just made in the filesystem mounted at dir: Docker
+// copies an image's content only into a directory with nothing in it. It removes only what those tools make, an empty
+// directory of root's with mode 0700, and nothing where the type's tools make none. The caller must know that one of
+// them made it: a user may have an equal one. It writes nothing, and so waits for no thaw, where there is none.
+func (t Type) RemoveLostFound(dir string) error {
+	if !t.lostFound {
+		return nil
+	}
+	path := dir + "/lost+found"
+	var stat unix.Stat_t
+	err := unix.Lstat(path, &stat)
+	if err == nil && stat.Mode == unix.S_IFDIR|0o700 && stat.Uid == 0 && stat.Gid == 0 {
+		err = unix.Rmdir(path)
 	}
 	if err == nil || errors.Is(err, os.ErrNotExist) || isNotEmpty(err) {
 		return nil
@@ -201,71 +214,4 @@ func (t Type) Failed(device string) (bool, error) {
 		return false, err
 	}
 	return t.check != nil && t.failed(block), nil
-}
-
-// Repair checks the filesystem on device if its superblock records an error, and repairs what can be repaired
-// without a decision. The caller must know that nobody has the device mounted. It reports whether anything was
-// done, and fails with fault.ErrCorrupt, and the command to run, where a person must decide.
-func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done bool, err error) {
-	if failed, err := t.Failed(device); err != nil || !failed {
-		return false, err
-	}
-	_, err = r.Run(ctx, append(slices.Clone(t.check), device)...)
-	var exit *run.ExitError
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.As(err, &exit) && exit.Code&^3 == 0: // 1: repaired, 2: and a reboot is advised
-		return true, nil
-	case errors.As(err, &exit):
-		return false, fault.Errorf(fault.ErrCorrupt, "%s on %s needs a decision: back it up, then run %s by hand: %w", t.Name, device, t.check[0], err)
-	}
-	return false, err
-}
-
-const (
-	ext4Start = 1024 // offset of the superblock
-	ext4Magic = 0xef53
-)
-
-// ext4Size follows the kernel's Documentation/filesystems/ext4/super.rst.
-func ext4Size(block []byte) (int64, bool) {
-	if len(block) < ext4Start+0x400 {
-		return 0, false
-	}
-	sb := block[ext4Start:]
-	logBlockSize := binary.LittleEndian.Uint32(sb[0x18:])
-	if binary.LittleEndian.Uint16(sb[0x38:]) != ext4Magic || logBlockSize > 6 {
-		return 0, false
-	}
-	blocks := uint64(binary.LittleEndian.Uint32(sb[0x04:]))
-	if binary.LittleEndian.Uint32(sb[0x60:])&0x80 != 0 { // INCOMPAT_64BIT
-		blocks |= uint64(binary.LittleEndian.Uint32(sb[0x150:])) << 32
-	}
-	shift := 10 + logBlockSize
-	if blocks > uint64(1<<62)>>shift {
-		return 0, false
-	}
-	return int64(blocks << shift), true
-}
-
-// ext4Failed reads s_state and s_error_count of the same document.
-func ext4Failed(block []byte) bool {
-	if _, ok := ext4Size(block); !ok {
-		return false
-	}
-	sb := block[ext4Start:]
-	return binary.LittleEndian.Uint16(sb[0x3a:])&2 != 0 || binary.LittleEndian.Uint32(sb[0x194:]) != 0
-}
-
-// xfsSize follows the XFS Algorithms & Data Structures document: magic, block size, blocks, big endian.
-func xfsSize(block []byte) (int64, bool) {
-	if len(block) < 16 || string(block[:4]) != "XFSB" {
-		return 0, false
-	}
-	blockSize, blocks := uint64(binary.BigEndian.Uint32(block[4:])), binary.BigEndian.Uint64(block[8:])
-	if blockSize == 0 || blockSize > 1<<16 || blocks > uint64(1<<62)/blockSize {
-		return 0, false
-	}
-	return int64(blockSize * blocks), true
 }

@@ -26,6 +26,9 @@ func TestNewFilesystemHasAnEmptyRootWithItsOwnerAndMode(t *testing.T) {
 			dir := t.TempDir()
 			mounted(t, kind, device, dir)
 			for range 2 { // it converges
+				if err := kind.RemoveLostFound(dir); err != nil {
+					t.Fatal(err)
+				}
 				if err := FinishRoot(dir, 1234, 4321, mode); err != nil {
 					t.Fatal(err)
 				}
@@ -157,7 +160,7 @@ func TestGrowExtendsAFilesystemInUse(t *testing.T) {
 		defer f.Close()
 		before := room(t, dir)
 		enlarge(t, device, image, 4*size)
-		err = kind.Grow(dir, 4*size)
+		err = kind.Grow(device, dir, 4*size)
 		if !kind.GrowsMounted() {
 			if err == nil || room(t, dir) != before {
 				t.Errorf("said to be impossible for this process, but: %v", err)
@@ -171,7 +174,7 @@ func TestGrowExtendsAFilesystemInUse(t *testing.T) {
 			if now := room(t, dir); now < before+3*size/10*9 {
 				t.Errorf("room of %d bytes, grown from %d to %d: %d", before, size, 4*size, now)
 			}
-			err = kind.Grow(dir, 4*size)
+			err = kind.Grow(device, dir, 4*size)
 		}
 		if _, err := f.WriteString("still writable"); err != nil {
 			t.Error(err)
@@ -194,7 +197,7 @@ func TestGrowOfXFSToOddSizesConverges(t *testing.T) {
 	mounted(t, kind, device, dir)
 	for _, size := range []int64{300*mib + 4096, 300*mib + 16*mib, 600*mib + 4096, 600*mib + 4096, 1 * gib} {
 		enlarge(t, device, image, size)
-		if err := kind.Grow(dir, size); err != nil {
+		if err := kind.Grow(device, dir, size); err != nil {
 			t.Errorf("to %d bytes: %v", size, err)
 		}
 	}
@@ -221,7 +224,7 @@ func TestGrowOfflineExtendsAFilesystemNobodyUses(t *testing.T) {
 	}
 	enlarge(t, device, image, 256*mib)
 	for range 2 { // it converges
-		if err := kind.GrowOffline(t.Context(), run.Runner{}, device); err != nil {
+		if _, err := kind.GrowOffline(t.Context(), run.Runner{}, device, 256*mib); err != nil {
 			t.Fatal(err)
 		}
 		if size, err := kind.Size(device); err != nil || size != 256*mib {
@@ -237,7 +240,7 @@ func TestGrowOfflineExtendsAFilesystemNobodyUses(t *testing.T) {
 func TestRepairLeavesASoundFilesystemAlone(t *testing.T) {
 	eachType(t, func(t *testing.T, kind Type, size int64) {
 		device, _, _ := newFilesystem(t, kind, size)
-		if done, err := kind.Repair(t.Context(), run.Runner{}, device); done || err != nil {
+		if done, _, err := kind.Repair(t.Context(), run.Runner{}, device); done || err != nil {
 			t.Errorf("repair: %t, %v", done, err)
 		}
 	})
@@ -275,10 +278,10 @@ func TestRepairClearsAnErrorThatTheKernelRecorded(t *testing.T) {
 	if err := Unmount(dir); err != nil {
 		t.Fatal(err)
 	}
-	if done, err := kind.Repair(t.Context(), run.Runner{}, device); !done || err != nil {
+	if done, _, err := kind.Repair(t.Context(), run.Runner{}, device); !done || err != nil {
 		t.Fatalf("repair: %t, %v", done, err)
 	}
-	if done, err := kind.Repair(t.Context(), run.Runner{}, device); done || err != nil {
+	if done, _, err := kind.Repair(t.Context(), run.Runner{}, device); done || err != nil {
 		t.Fatalf("repair of what is repaired: %t, %v", done, err)
 	}
 	mounted(t, kind, device, dir)
@@ -314,7 +317,7 @@ func TestRepairLeavesADecisionToAPerson(t *testing.T) {
 	}
 	inodes := int64(binary.LittleEndian.Uint32(descriptor[8:])) * 4096
 	writeAt(t, device, inodes, make([]byte, 4096))
-	done, err := kind.Repair(t.Context(), run.Runner{}, device)
+	done, _, err := kind.Repair(t.Context(), run.Runner{}, device)
 	if done || !fault.Is(err, fault.ErrCorrupt) {
 		t.Errorf("repair: %t, %v", done, err)
 	}

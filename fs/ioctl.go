@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -11,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"orlop/internal/fault"
-	"orlop/internal/run"
 )
 
 // Requests that golang.org/x/sys does not name, from the kernel's include/uapi/linux/fs.h, fs/ext4/ext4.h and
@@ -176,10 +174,14 @@ func (t Type) Frozen(dir string) (bool, error) {
 	return errors.Is(unix.FsconfigReconfigure(fd), unix.EBUSY), nil
 }
 
-// Grow extends the filesystem mounted at dir to the device's size in bytes, while it is in use. It survives a
-// crash at any moment with the old or the new size; calling it again finishes it.
-func (t Type) Grow(dir string, size int64) error {
-	if err := t.grow(dir, size); err != nil {
+// Grow extends the filesystem on device, mounted writable at dir, to size bytes while it is in use. It survives a crash
+// at any moment with the old size, the new one or one between; calling it again finishes it.
+func (t Type) Grow(device, dir string, size int64) error {
+	usable, err := t.Usable(device, size)
+	if err == nil {
+		err = t.grow(dir, usable)
+	}
+	if err != nil {
 		return fmt.Errorf("grow %s at %s to %d bytes: %w", t.Name, dir, size, err)
 	}
 	return nil
@@ -199,34 +201,29 @@ func (t Type) GrowsMounted() bool {
 	return sets[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
-// GrowOffline extends the filesystem on device to the device's size. The caller must know that nobody has it
-// mounted. Cut short, it may be called again.
-func (t Type) GrowOffline(ctx context.Context, r run.Runner, device string) error {
-	if _, err := r.Run(ctx, "e2fsck", "-f", "-p", device); err != nil {
-		var exit *run.ExitError
-		if !errors.As(err, &exit) || exit.Code&^3 != 0 {
-			return fmt.Errorf("check %s before growing: %w", device, err)
-		}
-	}
-	if _, err := r.Run(ctx, "resize2fs", device); err != nil {
-		return fmt.Errorf("grow %s on %s: %w", t.Name, device, err)
-	}
-	return nil
+func ext4Grow(dir string, size int64) error {
+	blocks := uint64(size / ext4Block)
+	return ioctl(dir, ext4ResizeFS, unsafe.Pointer(&blocks))
 }
 
-func ext4Grow(dir string, size int64) error {
-	blocks := uint64(size / 4096)
-	return ioctl(dir, ext4ResizeFS, unsafe.Pointer(&blocks))
+// An xfsGeometry is struct xfs_fsop_geom_v1.
+type xfsGeometry struct {
+	blockSize, rtExtentSize, agBlocks, agCount, logBlocks, sectorSize, inodeSize, imaxPercent uint32
+	dataBlocks                                                                                uint64
+	_                                                                                         [72]byte
+}
+
+func xfsMountedSize(dir string) (int64, error) {
+	var geometry xfsGeometry
+	if err := ioctl(dir, xfsGeometryV1, unsafe.Pointer(&geometry)); err != nil {
+		return 0, fmt.Errorf("size of xfs at %s: %w", dir, err)
+	}
+	return int64(geometry.dataBlocks) * int64(geometry.blockSize), nil
 }
 
 // xfsGrow keeps the share of space that inodes may take.
 func xfsGrow(dir string, size int64) error {
-	// The head of struct xfs_fsop_geom_v1 (112 bytes).
-	var geometry struct {
-		blockSize, rtExtentSize, agBlocks, agCount, logBlocks, sectorSize, inodeSize, imaxPercent uint32
-		dataBlocks                                                                                uint64
-		_                                                                                         [72]byte
-	}
+	var geometry xfsGeometry
 	if err := ioctl(dir, xfsGeometryV1, unsafe.Pointer(&geometry)); err != nil {
 		return err
 	}

@@ -92,6 +92,7 @@ const (
 	KindSnapshot = "snapshot" // a snapshot's
 	KindIncoming = "incoming" // being made to replace a volume's; removed at the next start if the daemon dies
 	KindTrash    = "trash"    // replaced; removed in the background
+	KindGrowing  = "growing"  // copy of a volume's, to grow its filesystem on; removed at the next start if the daemon dies
 )
 
 // Device is the record of one block device.
@@ -101,6 +102,17 @@ type Device struct {
 	Parent string `json:"parent,omitempty"` // ID of the device it was cloned from
 	Kind   string `json:"kind"`
 	Size   int64  `json:"size"` // bytes
+
+	// FailedGrowth is set on a volume's device whose filesystem is smaller than the volume is to be.
+	FailedGrowth *FailedGrowth `json:"failed_growth,omitempty"`
+}
+
+// FailedGrowth is a growth of a filesystem that failed. Its volume is used at the size that it has.
+type FailedGrowth struct {
+	Wanted  int64  `json:"wanted"`          // bytes
+	Size    int64  `json:"size"`            // bytes that the filesystem has instead
+	Problem string `json:"problem"`         // why, in words
+	Retry   bool   `json:"retry,omitempty"` // each mount tries again; otherwise only a resize does
 }
 
 // Pool is the identity of a pool. A pool that is recorded here and does not show its marker is missing, never new.

@@ -68,12 +68,6 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	if err := cloneSealed(ctx, pool, blockdev.ID(incoming.ID), blockdev.ID(s.Device), record); err != nil {
 		return v, old, err
 	}
-	if v.Size > s.Size { // it was resized since: the filesystem follows at the next mount
-		if err := pool.Grow(ctx, blockdev.ID(incoming.ID), v.Size); err != nil {
-			return v, old, err
-		}
-		incoming.Size = v.Size
-	}
 	if err := pool.Sync(ctx, blockdev.ID(incoming.ID)); err != nil {
 		return v, old, err
 	}

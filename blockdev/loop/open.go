@@ -327,7 +327,7 @@ func (b *backing) grow() error {
 	if err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}
-	return xfs.Grow(b.dir, info.Size())
+	return xfs.Grow(b.device.Name(), b.dir, info.Size())
 }
 
 // detachTries is how often Detach tries, 50 ms apart: a mount namespace that is just ending lets go a little later.

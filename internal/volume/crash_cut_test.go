@@ -138,6 +138,10 @@ func (p cutPool) Grow(ctx context.Context, id blockdev.ID, size int64) error {
 	return p.effect("pool.Grow", func() error { return p.Pool.Grow(ctx, id, size) })
 }
 
+func (p cutPool) Replace(ctx context.Context, id, by blockdev.ID) error {
+	return p.effect("pool.Replace", func() error { return p.Pool.Replace(ctx, id, by) })
+}
+
 func (p cutPool) Activate(ctx context.Context, id blockdev.ID, mode blockdev.Mode) (path string, err error) {
 	err = p.effect("pool.Activate", func() error {
 		path, err = p.Pool.Activate(ctx, id, mode)
@@ -176,8 +180,8 @@ func (h cutHost) FinishRoot(dir string, uid, gid int, mode uint32) error {
 	return h.effect("host.FinishRoot", func() error { return h.Host.FinishRoot(dir, uid, gid, mode) })
 }
 
-func (h cutHost) RemoveLostFound(dir string) error {
-	return h.effect("host.RemoveLostFound", func() error { return h.Host.RemoveLostFound(dir) })
+func (h cutHost) RemoveLostFound(kind fs.Type, dir string) error {
+	return h.effect("host.RemoveLostFound", func() error { return h.Host.RemoveLostFound(kind, dir) })
 }
 
 func (h cutHost) Mount(kind fs.Type, device, dir string, options []string) error {
@@ -196,16 +200,20 @@ func (h cutHost) Grow(kind fs.Type, device, dir string, size int64) error {
 	return h.effect("host.Grow", func() error { return h.Host.Grow(kind, device, dir, size) })
 }
 
-func (h cutHost) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
-	return h.effect("host.GrowOffline", func() error { return h.Host.GrowOffline(ctx, kind, device) })
-}
-
-func (h cutHost) Repair(ctx context.Context, kind fs.Type, device string) (done bool, err error) {
-	err = h.effect("host.Repair", func() error {
-		done, err = h.Host.Repair(ctx, kind, device)
+func (h cutHost) GrowOffline(ctx context.Context, kind fs.Type, device string, size int64) (madeLostFound bool, err error) {
+	err = h.effect("host.GrowOffline", func() error {
+		madeLostFound, err = h.Host.GrowOffline(ctx, kind, device, size)
 		return err
 	})
-	return done, err
+	return madeLostFound, err
+}
+
+func (h cutHost) Repair(ctx context.Context, kind fs.Type, device string) (done, madeLostFound bool, err error) {
+	err = h.effect("host.Repair", func() error {
+		done, madeLostFound, err = h.Host.Repair(ctx, kind, device)
+		return err
+	})
+	return done, madeLostFound, err
 }
 
 func (h cutHost) MakeMountpoint(dir string) error {

@@ -380,6 +380,25 @@ func (w *world) wantRelease(t *testing.T) {
 	}
 }
 
+// wantSizes checks that the filesystems, mounted or not, have the size that the records promise, without a resize that
+// would make it so.
+func (w *world) wantSizes(t testing.TB) {
+	t.Helper()
+	for _, v := range w.volumes(t) {
+		kind, err := fs.Lookup(v.Filesystem)
+		check(t, err)
+		path, size := w.image(v), kind.Size
+		if entry, err := w.MountOf(w.Mountpoint(v.Name)); err != nil || entry != nil {
+			check(t, err)
+			path = w.info(t, v.Name).Path
+			size = func(path string) (int64, error) { return kind.MountedSize(path, entry.Mountpoint) }
+		}
+		if now, err := size(path); err != nil || now != v.Size {
+			t.Errorf("volume %s of %d bytes: its filesystem has %d: %v", v.Name, v.Size, now, err)
+		}
+	}
+}
+
 func (w *world) wantSize(t testing.TB, v metadata.Volume) {
 	t.Helper()
 	kind, err := fs.Lookup(v.Filesystem)

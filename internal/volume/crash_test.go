@@ -44,6 +44,7 @@ func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
 					got := w.picture(t)
 					wantOneOf(t, got, o.allowed(before, after)...)
 					w.wantContent(t)
+					w.wantSizes(t)
 					o.wantRepeatable(t, w, got, after)
 					w.wantRelease(t)
 				})
@@ -78,6 +79,7 @@ func TestEveryOperationSurvivesAPowerCutAtEveryStep(t *testing.T) {
 					}
 					wantOneOf(t, got, allowed...)
 					w.wantContent(t)
+					w.wantSizes(t)
 					w.wantRelease(t)
 				})
 			}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -158,7 +159,12 @@ func (m *Manager) fillEmpty(ctx context.Context, v metadata.Volume, kind fs.Type
 	if err := m.host.Make(ctx, kind, path, v.UID, v.GID); err != nil {
 		return err
 	}
-	return m.aside(v, kind, path, func(dir string) error { return m.host.FinishRoot(dir, v.UID, v.GID, v.Mode) })
+	return m.aside(v, kind, path, func(dir string) error {
+		if err := m.host.RemoveLostFound(kind, dir); err != nil {
+			return err
+		}
+		return m.host.FinishRoot(dir, v.UID, v.GID, v.Mode)
+	})
 }
 
 // fillCopy makes the device a copy and, where the copy is to differ, changes that in its filesystem.
@@ -183,41 +189,43 @@ func (m *Manager) fillCopy(ctx context.Context, v metadata.Volume, kind fs.Type,
 	if err != nil {
 		return err
 	}
-	info, err := pool.Stat(ctx, device)
+	if larger {
+		if err := m.growNew(ctx, v, kind, path); err != nil {
+			return err
+		}
+	}
+	if !copied.SetOwner {
+		return nil
+	}
+	return m.aside(v, kind, path, func(dir string) error { return m.host.FinishRoot(dir, v.UID, v.GID, v.Mode) })
+}
+
+// growNew grows the filesystem of a volume that is being created, and is not if that fails.
+func (m *Manager) growNew(ctx context.Context, v metadata.Volume, kind fs.Type, path string) error {
+	limit, err := kind.Limit(path)
 	if err != nil {
 		return err
 	}
-	if larger {
-		if err := m.prepare(ctx, v, kind, path, info.Size); err != nil {
-			return err
-		}
+	if v.Size > limit {
+		return tooLarge(v.Size, limit, kind)
 	}
-	return m.aside(v, kind, path, func(dir string) error {
-		if copied.SetOwner {
-			if err := m.host.FinishRoot(dir, v.UID, v.GID, v.Mode); err != nil {
-				return err
-			}
-		}
-		if now, err := kind.Size(path); err != nil || now >= info.Size {
-			return err
-		}
-		return m.host.Grow(kind, path, dir, info.Size)
-	})
+	if !kind.GrowsMounted() {
+		return m.growAside(ctx, v, kind, path)
+	}
+	return m.aside(v, kind, path, func(dir string) error { return m.host.Grow(kind, path, dir, v.Size) })
 }
 
-// aside calls fn with the directory at which a volume that is being created is mounted meanwhile.
+// aside calls fn with the directory at which a volume, mounted nowhere else, is mounted meanwhile.
 func (m *Manager) aside(v metadata.Volume, kind fs.Type, path string, fn func(dir string) error) error {
 	dir := filepath.Join(m.scratch, v.ID)
 	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	if err := m.host.Mount(kind, path, dir, nil); err != nil {
-		return err
+	err := m.host.Mount(kind, path, dir, nil)
+	if err == nil {
+		err = fn(dir)
 	}
-	if err := fn(dir); err != nil {
-		return err
-	}
-	return m.leaveScratch(v)
+	return errors.Join(err, m.leaveScratch(v))
 }
 
 // finish says that a volume is ready, on its device and in the database.

@@ -17,13 +17,13 @@ import (
 type host interface {
 	Make(ctx context.Context, kind fs.Type, device string, uid, gid int) error
 	FinishRoot(dir string, uid, gid int, mode uint32) error
-	RemoveLostFound(dir string) error
+	RemoveLostFound(kind fs.Type, dir string) error
 	Mount(kind fs.Type, device, dir string, options []string) error
 	Unmount(dir string) error
 	Bind(from, dir string) error
 	Grow(kind fs.Type, device, dir string, size int64) error
-	GrowOffline(ctx context.Context, kind fs.Type, device string) error
-	Repair(ctx context.Context, kind fs.Type, device string) (bool, error)
+	GrowOffline(ctx context.Context, kind fs.Type, device string, size int64) (madeLostFound bool, err error)
+	Repair(ctx context.Context, kind fs.Type, device string) (done, madeLostFound bool, err error)
 	MakeMountpoint(dir string) error
 	RemoveMountpoint(dir string) error
 	Sync(dir string) error
@@ -40,7 +40,7 @@ type records interface {
 }
 
 // repairLimit bounds a check or an offline growth. They are never cut short for a caller who cannot wait: they would
-// begin anew at each mount, and a growth that is killed may leave damage.
+// begin anew at each mount.
 const repairLimit = 24 * time.Hour
 
 // makeNice keeps many creations at the same time from holding up the answers to Docker.
@@ -59,7 +59,7 @@ func (kernel) Mount(kind fs.Type, device, dir string, options []string) error {
 // Grow also flushes the device: xfs leaves its spare superblocks in the device's cache, and after a power cut
 // xfs_repair would find that they have the former size.
 func (kernel) Grow(kind fs.Type, device, dir string, size int64) error {
-	if err := kind.Grow(dir, size); err != nil {
+	if err := kind.Grow(device, dir, size); err != nil {
 		return err
 	}
 	f, err := os.Open(device)
@@ -72,11 +72,11 @@ func (kernel) Grow(kind fs.Type, device, dir string, size int64) error {
 	return nil
 }
 
-func (kernel) GrowOffline(ctx context.Context, kind fs.Type, device string) error {
-	return kind.GrowOffline(context.WithoutCancel(ctx), run.Runner{Limit: repairLimit}, device)
+func (kernel) GrowOffline(ctx context.Context, kind fs.Type, device string, size int64) (madeLostFound bool, err error) {
+	return kind.GrowOffline(context.WithoutCancel(ctx), run.Runner{Limit: repairLimit}, device, size)
 }
 
-func (kernel) Repair(ctx context.Context, kind fs.Type, device string) (bool, error) {
+func (kernel) Repair(ctx context.Context, kind fs.Type, device string) (done, madeLostFound bool, err error) {
 	return kind.Repair(context.WithoutCancel(ctx), run.Runner{Limit: repairLimit}, device)
 }
 
@@ -84,7 +84,8 @@ func (kernel) FinishRoot(dir string, uid, gid int, mode uint32) error {
 	return fs.FinishRoot(dir, uid, gid, mode)
 }
 
-func (kernel) RemoveLostFound(dir string) error  { return fs.RemoveLostFound(dir) }
+func (kernel) RemoveLostFound(kind fs.Type, dir string) error { return kind.RemoveLostFound(dir) }
+
 func (kernel) Unmount(dir string) error          { return fs.Unmount(dir) }
 func (kernel) Bind(from, dir string) error       { return fs.Bind(from, dir) }
 func (kernel) MakeMountpoint(dir string) error   { return fs.MakeMountpoint(dir) }

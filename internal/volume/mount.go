@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -174,8 +173,8 @@ func (m *Manager) dropHolder(ctx context.Context, h metadata.Holder) error {
 	return m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.DeleteHolder(h.Volume, h.ID) })
 }
 
-// mount brings a volume to its mount point: device active and of the wanted size, filesystem checked if it needs
-// it and grown to the device, and the kernel's mount table showing just that. What is so already stays untouched.
+// mount brings a volume to its mount point: device active, filesystem checked if it needs it, both of the wanted size if
+// that can be done, and the kernel's mount table showing just that. What is so already stays untouched.
 func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	pool, err := m.Pool(v)
 	if err != nil {
@@ -187,36 +186,21 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 	}
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
-	id := blockdev.ID(v.Device)
-	info, err := pool.Stat(ctx, id)
-	if err != nil {
+	if err := m.refuseCutOff(ctx, v, pool, kind); err != nil {
 		return err
 	}
-	if info.Size < v.Size {
-		if err := m.Truncated(v, info.Size); err != nil {
-			return err
-		}
-		if err := refuseCutOff(ctx, pool, kind, info); err != nil {
-			return err
-		}
-		if err := m.growDevice(ctx, v, v, pool); fault.Is(err, fault.ErrNoSpace) {
-			m.log.Warn("growth waits for space, and for the next mount after that", "volume", v.Name, "error", err)
-		} else if err != nil {
-			return err
-		}
-	}
+	id := blockdev.ID(v.Device)
 	path, err := pool.Activate(ctx, id, blockdev.ReadWrite)
 	if err != nil {
 		return err
 	}
 	u.Push("deactivate", func(ctx context.Context) error { return pool.Deactivate(ctx, id) })
-	dir := m.Mountpoint(v.Name)
-	mounted, err := m.isOurs(dir, path)
+	mounted, err := m.isOurs(m.Mountpoint(v.Name), path)
 	if err != nil {
 		return err
 	}
 	if mounted {
-		m.removeLostFound(v, dir)
+		m.converge(ctx, v, pool, kind, path)
 		return nil
 	}
 	return m.mountActive(ctx, v, pool, kind, path)
@@ -226,65 +210,60 @@ func (m *Manager) mount(ctx context.Context, v metadata.Volume) (err error) {
 func (m *Manager) mountActive(ctx context.Context, v metadata.Volume, pool blockdev.Pool, kind fs.Type, path string) (err error) {
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
-	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	dir, options := m.Mountpoint(v.Name), v.MountOptions
+	unused, err := claim(path)
 	if err != nil {
 		return err
 	}
-	dir, size := m.Mountpoint(v.Name), info.Size
-	if room(ctx, v.Pool, pool) != nil {
-		size = 0 // to grow a filesystem takes space: on a full disk it is mounted as it is
+	madeLostFound := false
+	if unused { // also in every other mount namespace
+		madeLostFound, err = m.prepare(ctx, v, pool, kind, path)
 	}
-	options := v.MountOptions
-	err = m.prepare(ctx, v, kind, path, size)
 	if fault.Is(err, fault.ErrNoSpace) {
 		m.log.Error("volume is mounted read-only", "volume", v.Name, "error", err)
-		options, size = append(slices.Clone(options), "ro"), 0
+		options = append(slices.Clone(options), "ro")
 	} else if err != nil {
+		return err
+	}
+	if path, err = pool.Activate(ctx, blockdev.ID(v.Device), blockdev.ReadWrite); err != nil {
 		return err
 	}
 	if err := m.host.MakeMountpoint(dir); err != nil {
 		return err
 	}
-	readOnly, err := m.mountDevice(v, kind, path, options)
-	if err != nil {
+	if err := m.mountDevice(v, kind, path, options); err != nil {
 		return err
-	}
-	if readOnly {
-		size = 0
 	}
 	u.Push("unmount", func(context.Context) error { return m.host.Unmount(dir) })
 	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
 		return errors.Join(err, fmt.Errorf("%s does not show %s after mounting it", dir, path))
 	}
-	m.removeLostFound(v, dir)
-	if err := m.growFilesystem(v, kind, path, size); err != nil {
-		return err
+	if madeLostFound {
+		if err := m.host.RemoveLostFound(kind, dir); err != nil {
+			m.log.Warn("lost+found not removed", "volume", v.Name, "error", err)
+		}
+	}
+	if !unused {
+		m.converge(ctx, v, pool, kind, path)
 	}
 	m.log.Info("volume mounted", "volume", v.Name, "device", path)
 	return nil
 }
 
 // mountDevice mounts a volume's device at its mount point. All who mount a filesystem share its superblock: where that is
-// read-only in another mount namespace, after an error say, this mount is read-only too, and readOnly tells. It fails
-// with fault.ErrInUse if something other than a mount claims the device.
-func (m *Manager) mountDevice(v metadata.Volume, kind fs.Type, path string, options []string) (readOnly bool, err error) {
+// read-only in another mount namespace, after an error say, this mount is read-only too. It fails with fault.ErrInUse if
+// something other than a mount claims the device.
+func (m *Manager) mountDevice(v metadata.Volume, kind fs.Type, path string, options []string) error {
 	dir := m.Mountpoint(v.Name)
-	err = m.host.Mount(kind, path, dir, options)
+	err := m.host.Mount(kind, path, dir, options)
 	if !errors.Is(err, unix.EBUSY) {
-		return false, err
+		return err
 	}
 	if m.host.Mount(kind, path, dir, append(slices.Clone(options), "ro")) != nil {
-		return false, fault.Errorf(fault.ErrInUse, "%w: something other than a mount claims the device", err)
+		return fault.Errorf(fault.ErrInUse, "%w: something other than a mount claims the device", err)
 	}
 	m.log.Error("volume is mounted read-only, as it is in another mount namespace", "volume", v.Name, "device", path)
-	return true, nil
-}
-
-// removeLostFound removes what e2fsck brings back, perhaps in a life that ended right after that.
-func (m *Manager) removeLostFound(v metadata.Volume, dir string) {
-	if err := m.host.RemoveLostFound(dir); err != nil && !errors.Is(err, unix.EROFS) {
-		m.log.Warn("lost+found not removed", "volume", v.Name, "error", err)
-	}
+	return nil
 }
 
 // Truncated fails with fault.ErrCorrupt if a volume's device of size bytes is smaller than it has been seen to be.
@@ -299,9 +278,16 @@ func (m *Manager) Truncated(v metadata.Volume, size int64) error {
 	})
 }
 
-// refuseCutOff fails with fault.ErrCorrupt if a device that is to grow is smaller than its filesystem: it was truncated,
-// and after a loss of the metadata nothing else tells. To grow it would hide that.
-func refuseCutOff(ctx context.Context, pool blockdev.Pool, kind fs.Type, info blockdev.Info) (err error) {
+// refuseCutOff fails with fault.ErrCorrupt if a volume's device is smaller than it has been, or than its filesystem: it
+// was truncated, and after a loss of the metadata nothing else tells. To grow it would hide that.
+func (m *Manager) refuseCutOff(ctx context.Context, v metadata.Volume, pool blockdev.Pool, kind fs.Type) (err error) {
+	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	if err != nil || info.Size >= v.Size {
+		return err
+	}
+	if err := m.Truncated(v, info.Size); err != nil {
+		return err
+	}
 	path, err := pool.Activate(ctx, info.ID, blockdev.ReadWrite)
 	if err != nil {
 		return err
@@ -349,51 +335,22 @@ func deviceNumber(path string) (uint64, error) {
 	return stat.Rdev, nil
 }
 
-// prepare checks a filesystem that recorded an error, and grows one that can only be grown unmounted, if nobody
-// has it mounted. It fails with fault.ErrNoSpace if there is no space for a check that is due: then the filesystem can
-// be read, and is for the next mount to check.
-func (m *Manager) prepare(ctx context.Context, v metadata.Volume, kind fs.Type, path string, size int64) error {
-	// A command that is just being started has a copy of every descriptor for a moment; not of this one, which
-	// would claim the device still when it is to be mounted.
-	syscall.ForkLock.RLock()
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
-	if err == nil {
-		err = f.Close()
-	}
-	syscall.ForkLock.RUnlock()
-	if errors.Is(err, unix.EBUSY) {
-		return nil // mounted in another namespace
-	}
-	if err != nil {
-		return fmt.Errorf("claim device: %w", err)
-	}
+// prepare checks a filesystem that is mounted nowhere if it recorded an error, and grows it if it is too small; its device
+// may be inactive afterwards. It reports whether the check made a lost+found. It fails with fault.ErrNoSpace if
+// there is no space for a check that is due: then the filesystem can be read, and is for the next mount to check.
+func (m *Manager) prepare(ctx context.Context, v metadata.Volume, pool blockdev.Pool, kind fs.Type, path string) (madeLostFound bool, err error) {
 	if err := m.roomToRepair(ctx, v, kind, path); err != nil {
-		return err
+		return false, err
 	}
-	repaired, err := m.host.Repair(ctx, kind, path)
+	repaired, madeLostFound, err := m.host.Repair(ctx, kind, path)
+	if err != nil {
+		return false, err
+	}
 	if repaired {
 		m.log.Warn("filesystem repaired", "volume", v.Name, "device", path)
 	}
-	if err != nil || kind.GrowsMounted() {
-		return err
-	}
-	if now, err := kind.Size(path); err != nil || now >= size {
-		return err
-	}
-	return m.host.GrowOffline(ctx, kind, path)
-}
-
-// growFilesystem extends a mounted filesystem that is smaller than its device of size bytes: a resize, or one that
-// was cut short or came while the volume was not mounted.
-func (m *Manager) growFilesystem(v metadata.Volume, kind fs.Type, path string, size int64) error {
-	if slices.Contains(v.MountOptions, "ro") {
-		return nil
-	}
-	now, err := kind.Size(path)
-	if err != nil || now >= size {
-		return err
-	}
-	return m.host.Grow(kind, path, m.Mountpoint(v.Name), size)
+	m.converge(ctx, v, pool, kind, path)
+	return madeLostFound, nil
 }
 
 // Unmount drops one of Docker's mount IDs, known or not, and unmounts the volume if nobody holds it any more. A

@@ -24,13 +24,17 @@ const orphanWait = 5 * time.Second
 const settleEvery = time.Minute
 
 // Recover brings what a crash left to a state in which requests may be answered: announced freezes of this boot
-// and mounts aside end, holders of another boot go, creations are undone, and what is held is mounted. A volume that cannot be recovered now, its pool
+// and mounts aside end, copies that filesystems were grown on and holders of another boot go, creations are undone, and
+// what is held is mounted. A volume that cannot be recovered now, its pool
 // missing say, is logged and left as it is. It may be repeated, and must be done before requests are taken.
 func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.thaw(ctx); err != nil {
 		return err
 	}
 	m.sweepScratch()
+	if err := m.undoGrowths(ctx); err != nil {
+		return err
+	}
 	if err := m.dropEnded(ctx); err != nil {
 		return err
 	}

@@ -239,8 +239,7 @@ func (m *Manager) mountBack(ctx context.Context, v metadata.Volume, pool blockde
 	if err != nil {
 		return err
 	}
-	_, err = m.mountDevice(v, kind, path, v.MountOptions)
-	return err
+	return m.mountDevice(v, kind, path, v.MountOptions)
 }
 
 // awaitUnused waits until no other mount namespace shows the device, and returns who still does at the deadline.

@@ -1,0 +1,66 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"orlop/internal/fault"
+	"orlop/internal/run"
+)
+
+// Repair checks the filesystem on device if its superblock records an error, and repairs what can be repaired
+// without a decision. The caller must know that no process has the device mounted. It reports whether anything was
+// done and whether that made a lost+found, which the caller removes, and fails with fault.ErrCorrupt, and the command
+// to run, where a person must decide.
+func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done, madeLostFound bool, err error) {
+	if failed, err := t.Failed(device); err != nil || !failed {
+		return false, false, err
+	}
+	madeLostFound, err = e2fsck(ctx, r, append(slices.Clone(t.check), device)...)
+	var exit *run.ExitError
+	switch {
+	case err == nil:
+		return true, madeLostFound, nil
+	case errors.As(err, &exit):
+		return false, false, fault.Errorf(fault.ErrCorrupt, "%s on %s needs a decision: back it up, then run %s by hand: %w", t.Name, device, t.check[0], err)
+	}
+	return false, false, err
+}
+
+// e2fsck runs e2fsck, which may repair, and reports whether that made a lost+found.
+func e2fsck(ctx context.Context, r run.Runner, argv ...string) (madeLostFound bool, err error) {
+	out, err := r.Run(ctx, argv...)
+	var exit *run.ExitError
+	if errors.As(err, &exit) && exit.Code&^3 == 0 { // 1: repaired, 2: and a reboot is advised
+		err = nil
+	}
+	return bytes.Contains(out, []byte("/lost+found not found")), err
+}
+
+// GrowOffline extends the filesystem on device to size bytes and checks the result. The caller must know that no
+// process has the device mounted and that its journal is empty. It reports whether it made a lost+found, which the
+// caller removes. When it fails, or the machine does, the filesystem may be damaged: callers work on a copy.
+//
+// A check that repairs nothing comes first: one that repairs wants a lost+found, which takes an inode and a block.
+func (t Type) GrowOffline(ctx context.Context, r run.Runner, device string, size int64) (madeLostFound bool, err error) {
+	if size, err = t.Usable(device, size); err != nil {
+		return false, err
+	}
+	if _, err := r.Run(ctx, "e2fsck", "-f", "-n", device); err != nil {
+		if madeLostFound, err = e2fsck(ctx, r, "e2fsck", "-f", "-p", device); err != nil {
+			return false, fmt.Errorf("check before growing: %w", err)
+		}
+	}
+	// Forced, for a check that repairs nothing is not recorded.
+	if _, err := r.Run(ctx, "resize2fs", "-f", device, strconv.FormatInt(size/ext4Block, 10)); err != nil {
+		return false, err
+	}
+	if _, err := r.Run(ctx, "e2fsck", "-f", "-n", device); err != nil {
+		return false, fmt.Errorf("check after growing: %w", err)
+	}
+	return madeLostFound, nil
+}
