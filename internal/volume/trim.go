@@ -6,7 +6,9 @@ import (
 	"sync"
 	"time"
 
+	"orlop/blockdev"
 	"orlop/fs"
+	"orlop/metadata"
 )
 
 // trimWait is how long a deletion waits for a trim of its volume, which the kernel cannot be told to end.
@@ -65,18 +67,68 @@ func (t *trims) await(volume string, limit time.Duration) bool {
 	}
 }
 
-// Trim tells a volume's device which blocks its filesystem does not use, so that their space comes back, and
-// returns their bytes. A volume that is not mounted is mounted meanwhile. The work itself holds no lock.
+// Trim tells a volume's device which blocks its filesystem does not use, and returns how many bytes the pool got back:
+// less than what the filesystem has free, since most of that never took space, and nothing for blocks that snapshots
+// share. Other writers may change the count. A volume that is not mounted is mounted meanwhile. The work itself holds no
+// lock.
 func (m *Manager) Trim(ctx context.Context, id string) (bytes int64, err error) {
 	dir, err := m.beginTrim(ctx, id)
 	if err != nil {
 		return 0, err
 	}
-	bytes, err = fs.Trim(dir)
+	var before allocation
+	if err = fs.Sync(dir); err == nil {
+		before = m.allocation(ctx, id)
+		_, err = fs.Trim(dir)
+	}
+	bytes = m.allocation(ctx, id).since(before)
 	if failed := m.endTrim(ctx, id); err == nil {
 		err = failed
 	}
 	return bytes, err
+}
+
+// An allocation is what a volume takes and what is left beside it.
+type allocation struct {
+	used   int64 // bytes that the volume's device has in the pool
+	shared bool  // perhaps with snapshots
+	space  blockdev.Space
+}
+
+// allocation looks at a volume. What cannot be read counts as nothing.
+func (m *Manager) allocation(ctx context.Context, id string) (a allocation) {
+	var v metadata.Volume
+	err := m.store.View(func(tx *metadata.Tx) (err error) {
+		if v, err = tx.Volume(id); err != nil {
+			return err
+		}
+		snapshots, err := tx.Snapshots(id)
+		a.shared = len(snapshots) > 0
+		return err
+	})
+	if err != nil {
+		return allocation{}
+	}
+	pool, err := m.Pool(v)
+	if err != nil {
+		return allocation{}
+	}
+	if info, err := pool.Stat(ctx, blockdev.ID(v.Device)); err == nil {
+		a.used = info.Used
+	}
+	if space, err := pool.Space(ctx); err == nil {
+		a.space = space
+	}
+	return a
+}
+
+// since returns the bytes that the pool got back since before.
+func (a allocation) since(before allocation) int64 {
+	bytes := before.used - a.used
+	if a.shared && a.space.Layer == before.space.Layer {
+		bytes = min(bytes, a.space.Free-before.space.Free)
+	}
+	return max(bytes, 0)
 }
 
 // beginTrim mounts a volume for a trim, which endTrim must follow, and returns where.
