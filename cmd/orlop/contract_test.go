@@ -37,6 +37,7 @@ func TestCommandsKeepTheirContract(t *testing.T) {
 		{"a mount point of the user's choice", chosenMountpoint},
 		{"resize", resizeGrows},
 		{"IDs and their beginnings", idsWork},
+		{"sizes", sizesAreRoundedAndExplained},
 		{"trim", trimPrints},
 		{"info and version", infoAndVersion},
 		{"errors", errorsOnStderr},
@@ -346,6 +347,46 @@ func resizeGrows(t *testing.T, h *host) {
 	}
 }
 
+// sizesAreRoundedAndExplained: decimal sizes, of other drivers say, are no multiples of a block.
+func sizesAreRoundedAndExplained(t *testing.T, h *host) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		for _, size := range []string{"1.3G", "1000000000"} {
+			h.must(t, "create", "a", "--fs", kind, "--size", size)
+			h.must(t, "snapshot", "create", "a", "--name", "s")
+			for name, from := range map[string]string{"b": "a@s", "c": "a"} {
+				h.must(t, "create", name, "--from", from, "--size", size)
+				if got := h.docker(t, "Create", dockerRequest{Name: name + "-docker", Opts: map[string]string{"from": from, "size": size}}); got.Err != "" {
+					t.Error(got.Err)
+				}
+				h.must(t, "create", name+"-same", "--from", from)
+				for _, name := range []string{name, name + "-docker", name + "-same"} {
+					h.must(t, "resize", name, "--size", size)
+					if view := h.view(t, name); view.Size != h.view(t, "a").Size || view.Size%4096 != 0 {
+						t.Errorf("%s has %d bytes, its origin %d", name, view.Size, h.view(t, "a").Size)
+					}
+					h.must(t, "delete", name)
+				}
+			}
+			h.must(t, "delete", "a", "--snapshots")
+		}
+	}
+	h.must(t, "create", "a", "--size", "20M")
+	logged := strings.Count(h.life.log.String(), "volume resized")
+	h.must(t, "resize", "a", "--size", "20M")
+	if now := strings.Count(h.life.log.String(), "volume resized"); now != logged {
+		t.Error("a resize to the same size is logged")
+	}
+	if got := h.orlop("resize", "a", "--size", "10M"); got.code != 2 || !strings.Contains(got.stderr, `"10M"`) || !strings.Contains(got.stderr, "10 MiB is below the present 20 MiB") {
+		t.Errorf("%s", got)
+	}
+	if got := h.orlop("create", "b", "--size", "16T"); got.code != 0 || got.stdout != "b\n" || !strings.Contains(got.stderr, "warning: volume \"b\": its size of 16 TiB is more than all of the") {
+		t.Errorf("%s", got)
+	}
+	if got := h.orlop("create", "c", "--size", "16M"); got.stderr != "" {
+		t.Errorf("%s", got)
+	}
+}
+
 func idsWork(t *testing.T, h *host) {
 	h.must(t, "create", "a")
 	id := h.view(t, "a").ID
@@ -368,14 +409,14 @@ func idsWork(t *testing.T, h *host) {
 func trimPrints(t *testing.T, h *host) {
 	h.must(t, "create", "a")
 	h.must(t, "create", "b")
-	if got := h.must(t, "trim"); strings.Count(got, "trimmed") != 2 || !strings.HasPrefix(got, "a: ") || !strings.Contains(got, "\nb: ") {
+	if got := h.must(t, "trim"); strings.Count(got, "given back") != 2 || !strings.HasPrefix(got, "a: ") || !strings.Contains(got, "\nb: ") {
 		t.Errorf("%q", got)
 	}
 	var trimmed []struct {
 		Name  string
 		Bytes int64
 	}
-	if err := json.Unmarshal([]byte(h.must(t, "trim", "b", "--json")), &trimmed); err != nil || len(trimmed) != 1 || trimmed[0].Name != "b" || trimmed[0].Bytes <= 0 {
+	if err := json.Unmarshal([]byte(h.must(t, "trim", "b", "--json")), &trimmed); err != nil || len(trimmed) != 1 || trimmed[0].Name != "b" || trimmed[0].Bytes < 0 {
 		t.Errorf("%+v, %v", trimmed, err)
 	}
 	if got := h.orlop("trim", "nope", "a"); got.code != 3 || !strings.HasPrefix(got.stdout, "a: ") {

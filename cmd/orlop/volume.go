@@ -61,7 +61,18 @@ func (c *cli) create(ctx *urfave.Context) error {
 	if err := c.client.Post(ctx.Context, "/volumes/create", request, &view); err != nil {
 		return err
 	}
+	c.warnOf(view)
 	return c.print(view.Name, view)
+}
+
+// warnOf prints a volume's warnings for people who have just given it its size. In JSON they are part of the volume.
+func (c *cli) warnOf(view daemon.View) {
+	if c.json {
+		return
+	}
+	for _, warning := range view.Warnings {
+		fmt.Fprintln(c.stderr, "orlop: warning:", warning)
+	}
 }
 
 func (c *cli) setCommand() *urfave.Command {
@@ -271,8 +282,12 @@ func (c *cli) resizeCommand() *urfave.Command {
 			}
 			var view daemon.View
 			err = c.client.Post(ctx.Context, "/volumes/resize", control.Request{Name: args[0], Size: ctx.String("size")}, &view)
-			if err != nil || !c.json {
+			if err != nil {
 				return err
+			}
+			c.warnOf(view)
+			if !c.json {
+				return nil
 			}
 			return c.printJSON(view)
 		},
@@ -312,7 +327,7 @@ func (c *cli) trim(ctx *urfave.Context) error {
 		if c.json {
 			return nil
 		}
-		return c.print(fmt.Sprintf("%s: %s free space trimmed", name, strings.TrimSpace(daemon.Bytes(answer.Bytes))), nil)
+		return c.print(fmt.Sprintf("%s: %s given back", name, strings.TrimSpace(daemon.Bytes(answer.Bytes))), nil)
 	})
 	if c.json {
 		if printErr := c.printJSON(all); err == nil {

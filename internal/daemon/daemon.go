@@ -38,7 +38,7 @@ type Config struct {
 	Volumes     *volume.Manager
 	Snapshots   *snapshot.Manager
 	Pools       []Pool // the first is the default
-	DefaultSize int64  // bytes
+	DefaultSize int64  // bytes; rounded up to whole blocks
 	DefaultFS   string
 	PluginName  string
 	Log         *slog.Logger
@@ -63,7 +63,7 @@ type Daemon struct {
 func New(c Config) (*Daemon, error) {
 	d := &Daemon{
 		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, snapshots: c.Snapshots, pools: c.Pools,
-		defaultSize: c.DefaultSize, defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
+		defaultSize: volume.RoundUp(c.DefaultSize), defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
 	}
 	return d, CheckDefaults(c.DefaultFS, c.DefaultSize)
 }
@@ -86,7 +86,7 @@ func (d *Daemon) Create(ctx context.Context, name string, options []Option) (Vie
 	if err != nil {
 		return View{}, err
 	}
-	return d.Inspect(ctx, v.ID)
+	return d.inspectSized(ctx, v.ID)
 }
 
 // NewName makes up a name for a volume.
@@ -264,9 +264,10 @@ func (d *Daemon) Unmount(ctx context.Context, ref string) error {
 	return d.volumes.UnmountUser(ctx, id)
 }
 
-// Resize grows a volume to a size as ParseSize reads it.
+// Resize grows a volume to a size as ParseSize reads it, rounded up to whole blocks, or takes back a growth that its
+// filesystem has not followed.
 func (d *Daemon) Resize(ctx context.Context, ref, size string) (View, error) {
-	bytes, err := ParseSize(size)
+	bytes, err := parseVolumeSize(size)
 	if err != nil {
 		return View{}, err
 	}
@@ -274,10 +275,29 @@ func (d *Daemon) Resize(ctx context.Context, ref, size string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	if _, err := d.volumes.Resize(ctx, id, bytes); err != nil {
+	if _, err := d.volumes.Resize(ctx, id, bytes); fault.Is(err, fault.ErrInvalid) {
+		return View{}, fmt.Errorf("size %q: %w", size, err)
+	} else if err != nil {
 		return View{}, err
 	}
-	return d.Inspect(ctx, id)
+	return d.inspectSized(ctx, id)
+}
+
+// inspectSized is Inspect with a warning if the volume may become larger than its pool: a mistyped size is taken back
+// only while nothing has been written.
+func (d *Daemon) inspectSized(ctx context.Context, id string) (View, error) {
+	view, err := d.Inspect(ctx, id)
+	if err != nil {
+		return view, err
+	}
+	pool, ok := d.poolNamed(view.Pool)
+	if !ok {
+		return view, nil
+	}
+	if space, err := poolSpace(ctx, pool); err == nil && view.Size > space.Size {
+		view.Warnings = append(slices.Clone(view.Warnings), fmt.Sprintf("volume %q: its size of %s is more than all of the %s of %s", view.Name, Bytes(view.Size), Bytes(space.Size), space.Layer))
+	}
+	return view, nil
 }
 
 // A Change says what to set of a volume. Nil fields stay as they are.
@@ -346,7 +366,7 @@ func (d *Daemon) checkHooks(hooks ...[]string) error {
 	return nil
 }
 
-// Trim gives back the space that a volume's filesystem does not use, and returns its bytes.
+// Trim gives back the space that a volume's filesystem does not use, and returns how many bytes the pool got.
 func (d *Daemon) Trim(ctx context.Context, ref string) (int64, error) {
 	id, err := d.resolve(ref)
 	if err != nil {

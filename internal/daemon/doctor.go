@@ -93,6 +93,9 @@ func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ erro
 		switch {
 		case v.ReadOnly:
 			found = append(found, Finding{severe, subject, v.Problem, "docker ps --filter volume=" + v.Name})
+		case v.ungrown:
+			again := fmt.Sprintf(" ('orlop resize %s --size %d' tries again, this command keeps the present size)", v.Name, v.WantedSize)
+			found = append(found, Finding{mild, subject, v.Problem + again, fmt.Sprintf("orlop resize %s --size %d", v.Name, v.Size)})
 		case v.Problem != "":
 			found = append(found, Finding{severe, subject, v.Problem, "orlop inspect " + v.Name})
 		case v.State == string(metadata.Removing):

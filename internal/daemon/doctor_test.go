@@ -125,3 +125,27 @@ func TestDoctorFindsDeletionsThatAreNotFinished(t *testing.T) {
 	check(t, h.DeleteSnapshot(t.Context(), "db@s"))
 	h.findsNothing(t)
 }
+
+func TestVolumeThatCouldNotBeGrownSaysSoAndKeepsItsSize(t *testing.T) {
+	h := newHouse(t)
+	v := h.put(t, "db")
+	v.Size = 64 * mib
+	h.update(t, func(tx *metadata.Tx) error {
+		device, err := tx.Device(v.Device)
+		check(t, err)
+		device.FailedGrowth = &metadata.FailedGrowth{Wanted: v.Size, Size: 16 * mib, Problem: "resize2fs gave up"}
+		check(t, tx.PutDevice(device))
+		return tx.PutVolume(v)
+	})
+	views, err := h.List(t.Context(), nil)
+	check(t, err)
+	view, err := h.Inspect(t.Context(), "db")
+	check(t, err)
+	got, _ := h.Get(t.Context(), "db")
+	for _, view := range append(views, view, got) {
+		if view.Size != 16*mib || view.WantedSize != 64*mib || view.State != "degraded" || !strings.Contains(view.Problem, "resize2fs gave up") {
+			t.Errorf("%+v", view)
+		}
+	}
+	h.finds(t, "volume db", "--size 67108864' tries again", "orlop resize db --size 16777216")
+}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -32,16 +33,18 @@ type OptionKind struct {
 // CreateSpec collects the options of a new volume before defaults and cross-checks.
 type CreateSpec struct {
 	volume.Spec
-	driver string
-	from   string // volume or snapshot to copy
-	given  map[string]bool
+	driver    string
+	from      string // volume or snapshot to copy
+	typedSize string
+	given     map[string]bool
 }
 
 // OptionKinds is the table of options: every front door reads it. Docker's form of the label option is
 // label.<key>=<value>, and mount-option takes a list with commas there.
 var OptionKinds = []OptionKind{
 	{Key: "size", Help: "size of the volume, as in 512M, 10G or 1.5T", set: func(s *CreateSpec, v string) (err error) {
-		s.Size, err = ParseSize(v)
+		s.typedSize = v
+		s.Size, err = parseVolumeSize(v)
 		return err
 	}},
 	{Key: "fs", Help: "filesystem: " + strings.Join(fs.Names(), " or "), set: func(s *CreateSpec, v string) error {
@@ -204,7 +207,7 @@ func (s *CreateSpec) inherit(from origin) error {
 		return fault.Errorf(fault.ErrInvalid, "pool %q: a copy of %s is made in its pool, %q", s.Pool, s.from, v.Pool)
 	}
 	if s.given["size"] && s.Size < from.size {
-		return fault.Errorf(fault.ErrInvalid, "size %d: a copy of %s needs at least %d bytes", s.Size, s.from, from.size)
+		return fault.Errorf(fault.ErrInvalid, "size %q: a copy of %s needs at least %s", s.typedSize, s.from, volume.Bytes(from.size))
 	}
 	if !s.given["size"] {
 		s.Size = from.size
@@ -238,7 +241,7 @@ func (s *CreateSpec) checkFilesystem() error {
 		return err
 	}
 	if s.Size < kind.MinSize || s.Size > kind.MaxSize {
-		return fault.Errorf(fault.ErrInvalid, "size %d: out of bounds: %s takes from %s to %s", s.Size, kind.Name, Bytes(kind.MinSize), Bytes(kind.MaxSize))
+		return fault.Errorf(fault.ErrInvalid, "size %s: out of bounds: %s takes from %s to %s", cmp.Or(s.typedSize, volume.Bytes(s.Size)), kind.Name, Bytes(kind.MinSize), Bytes(kind.MaxSize))
 	}
 	for _, option := range s.MountOptions {
 		if err := kind.CheckMountOption(option); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"orlop/blockdev"
 	"orlop/internal/fault"
+	"orlop/internal/volume"
 	"orlop/metadata"
 	"orlop/snapshot"
 )
@@ -147,14 +148,21 @@ type origin struct {
 func (d *Daemon) findOrigin(ref string) (from origin, err error) {
 	if strings.Contains(ref, "@") {
 		s, err := d.resolveSnapshot(ref)
-		return origin{s.Volume, s.Size, s.ID}, err
+		// A device may be larger than its volume, after a growth that failed, or smaller, before one.
+		return origin{s.Volume, min(s.Size, volume.RoundUp(s.Volume.Size)), s.ID}, err
 	}
 	if err := checkName(ref); err != nil {
 		return from, err
 	}
 	err = d.store.View(func(tx *metadata.Tx) error {
-		from.volume, err = find(tx, ref)
-		from.size = from.volume.Size
+		if from.volume, err = find(tx, ref); err != nil {
+			return err
+		}
+		from.size = volume.RoundUp(from.volume.Size)
+		growth, err := failedGrowth(tx, from.volume)
+		if growth != nil {
+			from.size = growth.Size
+		}
 		return err
 	})
 	return from, err

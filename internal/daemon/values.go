@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"orlop/internal/fault"
+	"orlop/internal/volume"
 )
 
 // nameRule is what a name of a volume may be; nameHelp says it in messages.
@@ -54,6 +55,12 @@ func ParseSize(text string) (int64, error) {
 		return 0, fault.Errorf(fault.ErrInvalid, "size %q: more than %d bytes", text, int64(math.MaxInt64))
 	}
 	return size.Int64(), nil
+}
+
+// parseVolumeSize is ParseSize for a volume, which has whole blocks: the size is rounded up to them.
+func parseVolumeSize(text string) (int64, error) {
+	size, err := ParseSize(text)
+	return volume.RoundUp(size), err
 }
 
 var labelRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_./-]{0,127}$`)

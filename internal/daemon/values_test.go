@@ -179,13 +179,34 @@ func TestSizesOutOfAFilesystemsBoundsAreRefused(t *testing.T) {
 		fs, size string
 		ok       bool
 	}{
-		{"ext4", "8M", true}, {"ext4", "8388607", false}, {"ext4", "1", false}, {"ext4", "16T", true}, {"ext4", "17592186044417", false}, {"ext4", "17T", false},
+		{"ext4", "8M", true}, {"ext4", "8384512", false}, {"ext4", "8384513", true}, {"ext4", "1", false}, {"ext4", "16T", true}, {"ext4", "17592186044417", false}, {"ext4", "17T", false},
 		{"xfs", "300M", true}, {"xfs", "299M", false}, {"xfs", "64T", true}, {"xfs", "65T", false}, {"xfs", "9223372036854775807", false},
 	} {
 		_, _, err := bare().spec("v", []Option{{"fs", test.fs}, {"size", test.size}})
 		if test.ok && err != nil || !test.ok && !fault.Is(err, fault.ErrInvalid) {
 			t.Errorf("%s of %s: %v", test.fs, test.size, err)
 		}
+	}
+}
+
+func TestSizesOfVolumesAreWholeBlocks(t *testing.T) {
+	for text, want := range map[string]int64{"1.3G": 1395867648, "1000000000": 1000001536, "16M": 16 << 20, "16777217": 16<<20 + 4096} {
+		s, _, err := bare().spec("v", []Option{{"size", text}})
+		if err != nil || s.Size != want || s.Size%4096 != 0 {
+			t.Errorf("%s becomes %d bytes, want %d: %v", text, s.Size, want, err)
+		}
+	}
+	for size, want := range map[int64]int64{0: 0, 1: 4096, 4096: 4096, 4097: 8192, 1<<63 - 1: 1<<63 - 4096, 1<<63 - 4096: 1<<63 - 4096} {
+		if got := volume.RoundUp(size); got != want {
+			t.Errorf("%d is rounded to %d, want %d", size, got, want)
+		}
+	}
+}
+
+func TestRefusalsOfSizesSayWhatWasTypedAndWhatIsAllowed(t *testing.T) {
+	_, _, err := bare().spec("v", []Option{{"size", "1m"}})
+	if err == nil || !strings.Contains(err.Error(), "size 1m:") || !strings.Contains(err.Error(), "from 8.0 MiB to 16 TiB") {
+		t.Error(err)
 	}
 }
 

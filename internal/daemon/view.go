@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -41,10 +42,12 @@ type View struct {
 	PostSnapshot []string          `json:"post_snapshot,omitempty"`
 	Snapshots    []SnapshotView    `json:"snapshots"`
 	LastBackup   *struct{}         `json:"last_backup"`
-	ReadOnly     bool              `json:"read_only"` // mounted, and went read-only after an error
+	ReadOnly     bool              `json:"read_only"`             // mounted, and went read-only after an error
+	WantedSize   int64             `json:"wanted_size,omitempty"` // bytes to which it could not be grown; Size is what it has
 	*FillView                      // absent while it is not mounted
 
-	device string
+	device  string
+	ungrown bool // Problem tells why it has not its wanted size
 }
 
 // A HolderView is what users see of somebody who holds a volume.
@@ -64,6 +67,7 @@ type facts struct {
 	volume    metadata.Volume
 	holders   []metadata.Holder
 	snapshots []metadata.Snapshot
+	growth    *metadata.FailedGrowth
 }
 
 // readFacts reads what there is of a volume besides its record.
@@ -72,8 +76,20 @@ func readFacts(tx *metadata.Tx, v metadata.Volume) (f facts, err error) {
 	if f.holders, err = tx.Holders(v.ID); err != nil {
 		return f, err
 	}
+	if f.growth, err = failedGrowth(tx, v); err != nil {
+		return f, err
+	}
 	f.snapshots, err = tx.Snapshots(v.ID)
 	return f, err
+}
+
+// failedGrowth returns why a volume has not the size of its record, or nil.
+func failedGrowth(tx *metadata.Tx, v metadata.Volume) (*metadata.FailedGrowth, error) {
+	device, err := tx.Device(v.Device)
+	if fault.Is(err, fault.ErrNotFound) { // its volume's trouble, and told as that
+		return nil, nil
+	}
+	return device.FailedGrowth, err
 }
 
 // view builds what users see of a volume from its records and the kernel's mount table. It never fails: trouble shows
@@ -111,6 +127,12 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 	view.Warnings = d.volumes.SpaceWarnings(v.Pool)
 	if view.ReadOnly = isMounted && entry.ReadOnly && !hasOption(v, "ro"); view.ReadOnly {
 		view.Problem = "its filesystem went read-only after an error: stop its containers; the next mount checks it"
+	}
+	if f.growth != nil {
+		view.Size, view.WantedSize = f.growth.Size, v.Size
+		if view.ungrown = view.Problem == ""; view.ungrown {
+			view.Problem = fmt.Sprintf("its filesystem could not be grown to %s and has %s still: %s", Bytes(v.Size), Bytes(f.growth.Size), f.growth.Problem)
+		}
 	}
 	if view.Problem != "" && v.State == metadata.Ready {
 		view.State = degraded
@@ -224,9 +246,11 @@ func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
 		}
 		return tx.Names(func(name string) error {
 			v, err := tx.VolumeNamed(name)
-			if err == nil && pass(v) {
-				all = append(all, facts{v, holders[v.ID], snapshots[v.ID]})
+			if err != nil || !pass(v) {
+				return err
 			}
+			growth, err := failedGrowth(tx, v)
+			all = append(all, facts{v, holders[v.ID], snapshots[v.ID], growth})
 			return err
 		})
 	})

@@ -422,7 +422,7 @@ func TestCopiesThatCannotBeMadeLeaveNothing(t *testing.T) {
 	p.take(t, v, snapshot.Spec{Name: "s"})
 	before := p.records(t)
 	for options, says := range map[string]string{
-		`{"from":"nope"}`: `\"nope\"`, `{"from":"db@nope"}`: "db@s", `{"from":""}`: "not allowed", `{"from":"db@s","size":"8M"}`: "16777216", `{"from":"db","fs":"xfs"}`: "ext4",
+		`{"from":"nope"}`: `\"nope\"`, `{"from":"db@nope"}`: "db@s", `{"from":""}`: "not allowed", `{"from":"db@s","size":"8M"}`: "16 MiB", `{"from":"db","fs":"xfs"}`: "ext4",
 		`{"from":"db@s","pool":"x"}`: "loop", `{"from":"db@s","driver":"lvm"}`: "lvm", `{"from":"db","pre-snapshot":"true"}`: "not for docker",
 	} {
 		if got := p.post(t, "VolumeDriver.Create", `{"Name":"new","Opts":`+options+`}`); got.status != http.StatusInternalServerError || !strings.Contains(got.raw, says) {

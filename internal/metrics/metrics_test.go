@@ -151,6 +151,7 @@ func TestScrapeShowsVolumesOfEachPoolAndState(t *testing.T) {
 		`orlop_holders{kind="user"} 1`,
 		`orlop_mounted_volumes 0`,
 		`orlop_kept_volumes 0`,
+		`orlop_ungrown_volumes 0`,
 		`orlop_read_failures 0`,
 		`orlop_pool_size_bytes{layer="pool",pool="fast"} 1.099511627776e+12`,
 	)
@@ -158,6 +159,28 @@ func TestScrapeShowsVolumesOfEachPoolAndState(t *testing.T) {
 		!strings.Contains(text, `orlop_build_info{goversion="go`) || !strings.Contains(text, "process_resident_memory_bytes ") || !strings.Contains(text, "go_goroutines ") {
 		t.Errorf("a scrape lacks the host's space, the build, the process or the runtime:\n%s", text)
 	}
+}
+
+func TestScrapeCountsVolumesThatCouldNotBeGrown(t *testing.T) {
+	h := newHouse(t)
+	h.put(t, "data", metadata.Ready, false)
+	h.put(t, "stuck", metadata.Ready, false)
+	err := h.store.Update(t.Context(), func(tx *metadata.Tx) error {
+		v, err := tx.VolumeNamed("stuck")
+		if err != nil {
+			return err
+		}
+		device, err := tx.Device(v.Device)
+		device.FailedGrowth = &metadata.FailedGrowth{Wanted: v.Size, Size: 1 << 20, Problem: "cannot"}
+		return errors.Join(err, tx.PutDevice(device))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.wantLines(t,
+		`orlop_ungrown_volumes 1`, `orlop_volumes{pool="fast",state="ready"} 1`, `orlop_volumes{pool="fast",state="degraded"} 1`,
+		`orlop_volume_size_bytes{pool="fast",volume="stuck"} 1.048576e+06`,
+	)
 }
 
 func TestScrapeShowsSnapshotsOfEachPoolAndWhatWasAskedAboutThem(t *testing.T) {

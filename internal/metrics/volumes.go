@@ -20,12 +20,13 @@ var (
 	shared      = describe("orlop_snapshots_used_bytes", "Bytes that the pool has allocated for snapshots, those that they share with others included.", "pool")
 	mounted     = describe("orlop_mounted_volumes", "Volumes that are mounted.")
 	kept        = describe("orlop_kept_volumes", "Volumes mounted without a holder because something uses them still.")
+	ungrown     = describe("orlop_ungrown_volumes", "Volumes that could not be grown to the size wanted and are used at the size that they have.")
 	holders     = describe("orlop_holders", "Mounts of volumes that were asked for and not let go.", "kind")
 	layerSize   = describe("orlop_pool_size_bytes", "Size of a layer below a pool's volumes.", "pool", "layer")
 	layerFree   = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
 	readErrors  = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
 
-	descriptions = []*prometheus.Desc{volumes, size, used, fsSize, fsFree, fsFiles, fsFilesFree, snapshots, shared, mounted, kept, holders, layerSize, layerFree, readErrors}
+	descriptions = []*prometheus.Desc{volumes, size, used, fsSize, fsFree, fsFiles, fsFilesFree, snapshots, shared, mounted, kept, ungrown, holders, layerSize, layerFree, readErrors}
 )
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -65,7 +66,7 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 	states := m.states()
 	m.collectSnapshots(views, send)
 	kinds := map[string]int{"docker": 0, "user": 0}
-	nMounted, nKept := 0, 0
+	nMounted, nKept, nUngrown := 0, 0, 0
 	for _, v := range views {
 		states[poolState{v.Pool, v.State}]++
 		send(size, float64(v.Size), v.Name, v.Pool)
@@ -82,6 +83,9 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 		if v.Kept {
 			nKept++
 		}
+		if v.WantedSize > 0 {
+			nUngrown++
+		}
 		for _, h := range v.Holders {
 			kinds[h.Kind]++
 		}
@@ -94,6 +98,7 @@ func (m *Metrics) collectVolumes(ctx context.Context, send func(*prometheus.Desc
 	}
 	send(mounted, float64(nMounted))
 	send(kept, float64(nKept))
+	send(ungrown, float64(nUngrown))
 	return nil
 }
 
