@@ -15,10 +15,10 @@ import (
 func (c *cli) backupRestoreCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "restore", Usage: "restore a backup to an image file and print its path", ArgsUsage: "URL --to-file IMAGE",
-		Description: "Needs no daemon. The file must not be there; it appears when it is whole. Until then it is IMAGE.orlop-part,\n" +
-			"and the same command goes on where it was cut short.\n" +
+		Description: "Needs no daemon. IMAGE must not exist; it appears once it is complete. Until then it is IMAGE.orlop-part, and the\n" +
+			"same command resumes an interrupted restore.\n" +
 			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --to-file /tmp/db.img --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "the image to make, sparse, of the volume's size"}},
+		Flags: []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "create `IMAGE`, a sparse file of the volume's size"}},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
