@@ -59,6 +59,18 @@ func TestDoctorFindsWhatIsWrongAndItsCommandsMendIt(t *testing.T) {
 	if err := os.Remove(stranger); err != nil {
 		t.Fatal(err)
 	}
+	hostile := filepath.Join(images, "x; touch $(basename y) 'z\n")
+	if err := os.WriteFile(hostile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found := h.findings(t)
+	if len(found) != 1 {
+		t.Fatalf("%+v", found)
+	}
+	pasted := exec.Command("bash", "-c", strings.Replace(found[0].Command, "/somewhere/else", h.dir, 1))
+	if out, err := pasted.CombinedOutput(); err != nil || len(names(t, images)) != 2 {
+		t.Errorf("%s: %v: %s; then there were %q", found[0].Command, err, out, names(t, images))
+	}
 
 	unknown := string(blockdev.NewID())
 	content, err := os.ReadFile(filepath.Join(images, device+".img"))

@@ -10,6 +10,7 @@ import (
 
 	"orlop/blockdev"
 	"orlop/fs"
+	"orlop/internal/run"
 	"orlop/metadata"
 )
 
@@ -146,7 +147,7 @@ func (d *Daemon) findForeignFiles(context.Context) (found []Finding, _ error) {
 			id = strings.TrimSuffix(id, ".json")
 			if _, err := blockdev.ParseID(id); err != nil || id == name {
 				path := filepath.Join(dir, entry.Name())
-				found = append(found, Finding{mild, "file " + path, "not one of orlop's", "mv " + path + " /somewhere/else"})
+				found = append(found, Finding{mild, "file " + run.Line(path), "not one of orlop's", run.Line("mv", path, "/somewhere/else")})
 			}
 		}
 	}
@@ -169,7 +170,7 @@ func (d *Daemon) findStaleMounts(context.Context) (found []Finding, _ error) {
 		return nil, err
 	}
 	for dir := range mounted {
-		found = append(found, Finding{mild, "mount " + dir, "belongs to no volume", "umount " + dir})
+		found = append(found, Finding{mild, "mount " + run.Line(dir), "belongs to no volume", run.Line("umount", dir)})
 	}
 	return found, nil
 }
@@ -201,9 +202,9 @@ func (d *Daemon) findStrayLoops(ctx context.Context) (found []Finding, _ error) 
 			continue
 		}
 		device := "/dev/" + strings.Split(path, "/")[3]
-		problem := "attached to " + file + ", whose volume is not mounted here: another mount namespace or process holds it"
+		problem := "attached to " + run.Line(file) + ", whose volume is not mounted here: another mount namespace or process holds it"
 		if deleted {
-			problem = "attached to a deleted image " + file
+			problem = "attached to a deleted image " + run.Line(file)
 		}
 		found = append(found, Finding{mild, "loop device " + device, problem, whoHolds(device)})
 	}
@@ -212,7 +213,7 @@ func (d *Daemon) findStrayLoops(ctx context.Context) (found []Finding, _ error) 
 
 // whoHolds is the command that shows which processes have a device mounted, and frees it.
 func whoHolds(device string) string {
-	return "grep -l \" " + device + " \" /proc/[0-9]*/mounts; losetup -d " + device
+	return run.Line("grep", "-l", " "+device+" ") + " /proc/[0-9]*/mounts; " + run.Line("losetup", "-d", device)
 }
 
 // unitFiles are where the service manager may have the daemon's unit.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"orlop/blockdev"
+	"orlop/internal/run"
 	"orlop/internal/volume"
 	"orlop/metadata"
 )
@@ -160,7 +161,7 @@ func (d *Daemon) findFrozen(ctx context.Context) (found []Finding, _ error) {
 		if !announced[v.ID] && d.isFrozen(ctx, v) {
 			found = append(found, Finding{
 				severe, "volume " + v.Name, "somebody else has frozen its filesystem: its writers wait, and no snapshot of it can be taken",
-				"fsfreeze --unfreeze " + v.Mountpoint,
+				run.Line("fsfreeze", "--unfreeze", v.Mountpoint),
 			})
 		}
 	}
@@ -178,7 +179,7 @@ func (d *Daemon) judge(f volume.Freeze) (_ Finding, wrong bool) {
 	})
 	switch {
 	case f.Stalled:
-		return Finding{severe, subject, "its writers wait, for a minute at most, because the host filesystem is full", "df " + d.root + ", then delete there what is not needed"}, true
+		return Finding{severe, subject, "its writers wait, for a minute at most, because the host filesystem is full", run.Line("df", d.root) + ", then delete there what is not needed"}, true
 	case f.UnderWay:
 		return Finding{}, false
 	case f.Mountpoint == "":
@@ -186,7 +187,7 @@ func (d *Daemon) judge(f volume.Freeze) (_ Finding, wrong bool) {
 	}
 	return Finding{
 		severe, subject, "a freeze of it was not ended: its writers wait, and no snapshot of it can be taken",
-		"fsfreeze --unfreeze " + f.Mountpoint + "; systemctl restart orlop",
+		run.Line("fsfreeze", "--unfreeze", f.Mountpoint) + "; systemctl restart orlop",
 	}, true
 }
 

@@ -101,8 +101,8 @@ func checkLabelCount(labels map[string]string) error {
 
 const maxCommand = 4096 // bytes
 
-// parseCommand splits a command line into arguments, as a shell would: at blanks, with quotes and backslashes. Nothing
-// is expanded, for no shell runs it. It fails with fault.ErrInvalid if there is no command or a quote is open.
+// parseCommand splits a command line into arguments, as a shell would: at blanks, with quotes and backslashes. Within
+// double quotes a backslash stands for itself, except before one of "\$`. Nothing is expanded, for no shell runs it. It fails with fault.ErrInvalid if there is no command or a quote is open.
 func parseCommand(key, line string) ([]string, error) {
 	invalid := func(why string) error {
 		return fault.Errorf(fault.ErrInvalid, "%s %q: %s", key, line, why)
@@ -117,6 +117,9 @@ func parseCommand(key, line string) ([]string, error) {
 	for _, r := range line {
 		switch {
 		case escaped:
+			if quote == '"' && !strings.ContainsRune("\"\\$`", r) {
+				word.WriteByte('\\')
+			}
 			word.WriteRune(r)
 			escaped = false
 		case r == '\\' && quote != '\'':

@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"math"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -254,4 +255,21 @@ func FuzzOptions(f *testing.F) {
 			t.Fatalf("%q=%q %q=%q: read as %+v, and from that as %+v, %v", key1, value1, key2, value2, spec, again, err)
 		}
 	})
+}
+
+// TestCommandsAreSplitAsAShellSplitsThem has the shell split them too.
+func TestCommandsAreSplitAsAShellSplitsThem(t *testing.T) {
+	for _, line := range []string{
+		`a b  c`, `a "b c" d`, `a 'b "c" \d'`, `a "x\y" "x\"y" "x\\y" "\$HOME" "\'" "a\tb" "\d+\."`, `a x\ y \"z`, `psql -c "select E'\\n'"`, `a "" ''`, `a b"c"'d'e`,
+	} {
+		argv, err := parseCommand("pre-snapshot", line)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		out, err := exec.Command("sh", "-c", "printf '%s\\n' "+line).Output()
+		if want := strings.Join(argv, "\n") + "\n"; err != nil || string(out) != want {
+			t.Errorf("%s: a shell makes %q of it, and we %q: %v", line, out, want, err)
+		}
+	}
 }

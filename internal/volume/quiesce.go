@@ -16,6 +16,7 @@ import (
 	"orlop/blockdev"
 	"orlop/fs"
 	"orlop/internal/fault"
+	"orlop/internal/run"
 	"orlop/metadata"
 )
 
@@ -272,7 +273,7 @@ func (f *freeze) thawAll() {
 	}
 }
 
-// leave ends what enter and announce began. A filesystem that could not be thawed stays announced.
+// leave ends what enter and announce began. A filesystem that cannot be thawed stays announced.
 func (f *freeze) leave(ctx context.Context) error {
 	f.thaw()
 	f.mu.Lock()
@@ -284,7 +285,7 @@ func (f *freeze) leave(ctx context.Context) error {
 	for _, t := range f.targets {
 		if held := left[t.dir]; held != nil {
 			_ = held.Close() // so that it can be unmounted once a person has thawed it
-			errs = append(errs, fmt.Errorf("volume %q: could not be thawed: run 'fsfreeze --unfreeze %s'", t.volume.Name, t.dir))
+			errs = append(errs, fmt.Errorf("volume %q: cannot be thawed: run %s", t.volume.Name, run.Line("fsfreeze", "--unfreeze", t.dir)))
 			continue
 		}
 		thawed = append(thawed, t)
