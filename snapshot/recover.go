@@ -18,7 +18,7 @@ func (m *Manager) Recover(ctx context.Context) error { return m.settle(ctx, fals
 
 // Run finishes in the background, at once and each minute until ctx is done, what no request waits for: deletions that
 // were cut short, the removal of replaced devices, and what failed before.
-func (m *Manager) Run(ctx context.Context) error {
+func (m *Manager) Run(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
@@ -26,7 +26,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

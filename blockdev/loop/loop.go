@@ -81,14 +81,18 @@ func (p *Pool) Dir() string { return p.dir }
 
 // Close lets go of the devices. Those that are mounted stay as they are; the others are freed by the kernel.
 func (p *Pool) Close() {
+	p.closeDevices()
+	if p.file != nil {
+		p.file.close()
+	}
+}
+
+func (p *Pool) closeDevices() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, f := range p.active {
 		_ = f.Close() // a read-only use of a device node: nothing to lose
 		delete(p.active, id)
-	}
-	if p.file != nil {
-		p.file.close()
 	}
 }
 

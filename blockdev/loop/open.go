@@ -166,6 +166,7 @@ type backing struct {
 	dir          string // where it is mounted
 	device       *os.File
 	preallocated bool
+	fresh        bool // mounted by this process, and not left so by an earlier one
 }
 
 func (b *backing) close() { _ = b.device.Close() }
@@ -310,6 +311,7 @@ func (b *backing) mount(wanted file, u *undo.Stack) error {
 	if err := fs.MountPool(b.device.Name(), b.dir, !b.preallocated); err != nil {
 		return fmt.Errorf("open pool: %w", err)
 	}
+	b.fresh = true
 	u.Push("unmount pool", func(context.Context) error { return fs.Unmount(b.dir) })
 	if now, ok := backs(b.device); !ok || now != wanted {
 		return fmt.Errorf("open pool: %s is no longer %s", b.device.Name(), b.path)
@@ -361,6 +363,24 @@ func (p *Pool) Detach(ctx context.Context) error {
 			return fmt.Errorf("detach pool: %w", ctx.Err())
 		}
 	}
+}
+
+// Abandon undoes Open as far as it changed the host: it is Close, and detaches a built-in pool that Open attached, unless
+// something uses a device of it. The pool's file stays.
+func (p *Pool) Abandon(ctx context.Context) error {
+	if p.file == nil || !p.file.fresh {
+		p.Close()
+		return nil
+	}
+	p.closeDevices()
+	err := p.Detach(ctx)
+	if err != nil {
+		p.file.close()
+	}
+	if fault.Is(err, fault.ErrInUse) {
+		return nil
+	}
+	return err
 }
 
 // release unmounts the pool and frees its device, or leaves it mounted.

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	urfave "github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"orlop/internal/control"
 	"orlop/internal/fault"
@@ -29,6 +30,7 @@ type cli struct {
 	warned         warnings
 	shown          *progress // of the work at hand, nil without
 	client         *control.Client
+	release        []func() // at the end
 }
 
 // run is main with everything given to it. It returns the exit code.
@@ -43,8 +45,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		err = app.RunContext(ctx, arrange(app, args))
 	}
-	if c.client != nil {
-		c.client.Close()
+	for _, release := range c.release {
+		release()
 	}
 	var told reported
 	if err != nil && !errors.As(err, &told) {
@@ -89,7 +91,14 @@ func (c *cli) app() *urfave.App {
 		Before: func(ctx *urfave.Context) error {
 			c.json = ctx.Bool("json") // --json=false too
 			c.client = control.NewClient(ctx.String("socket"))
-			if ctx.Bool("verbose") && ctx.Args().First() != "daemon" {
+			c.release = append(c.release, c.client.Close)
+			if ctx.Args().First() == "daemon" {
+				return nil
+			}
+			var restore func()
+			ctx.Context, restore = notifyContext(ctx.Context, unix.SIGHUP) // the daemon outlives it
+			c.release = append(c.release, restore)
+			if ctx.Bool("verbose") {
 				fmt.Fprintf(c.stderr, "orlop: daemon at %s\n", ctx.String("socket"))
 			}
 			return nil

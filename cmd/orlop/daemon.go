@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -127,9 +128,14 @@ func newLogger(w io.Writer, s settings) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// serve runs the daemon until ctx is done or a shutdown is asked for. The order matters: the metadata's lock makes
-// the root ours, then pools, then recovery, and only then sockets, so that nobody is answered by half a daemon.
+// serve runs the daemon until ctx is done or a shutdown is asked for. The order matters: the metadata's lock makes the
+// root ours. The addresses come before the pools, since they may be another process's. Requests that arrive from then on
+// wait, and are answered after recovery, so that none meets half a daemon.
 func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("daemon: must run as root: it attaches loop devices and mounts filesystems")
+	}
+	defer outliveSignals()()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	if s.root, err = prepareRoot(s.root); err != nil {
@@ -143,38 +149,50 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 	if err := store.CopyError(); err != nil {
 		log.Error("metadata not copied; the copy of an earlier start is kept", "error", err)
 	}
+	doors, err := listen(s)
+	if err != nil {
+		return err
+	}
+	defer doors.close()
 	pools, err := openPools(ctx, s, store, log)
 	if err != nil {
 		return err
 	}
+	d, m, err := assemble(ctx, s, store, pools, log)
+	if err != nil {
+		return errors.Join(err, pools.abandon(ctx))
+	}
 	defer pools.close()
-	volumes, err := volume.New(volume.Config{Root: s.root, Store: store, Pools: pools.forVolumes(), Boot: bootID(), Log: log})
-	if err != nil {
-		return err
-	}
-	if s.rebuild {
-		if err := volumes.Rebuild(ctx); err != nil {
-			return err
-		}
-	}
-	if err := volumes.Recover(ctx); err != nil {
-		return fmt.Errorf("recover: %w", err)
-	}
-	snapshots := snapshot.New(snapshot.Config{Store: store, Volumes: volumes, RunHook: hooks(s, log), Log: log})
-	if err := snapshots.Recover(ctx); err != nil {
-		return fmt.Errorf("recover: %w", err)
-	}
-	d, err := product.New(product.Config{
-		Version: version, Root: s.root, Store: store, Volumes: volumes, Snapshots: snapshots, Pools: pools.all,
-		DefaultSize: s.defaultSize, DefaultFS: s.defaultFS, PluginName: s.pluginName,
-	})
-	if err != nil {
-		return err
-	}
 	if err := leaveNote(s.root); err != nil {
 		log.Warn("cannot note beside the mount point that the data root is there", "error", err)
 	}
-	return listenAndServe(ctx, stop, s, d, managers{volumes, snapshots}, pools, log)
+	return answer(ctx, stop, s.root, doors, d, m, pools, log)
+}
+
+// assemble makes the daemon of its parts and recovers what an earlier one left unfinished.
+func assemble(ctx context.Context, s settings, store *metadata.Store, pools *poolSet, log *slog.Logger) (*product.Daemon, managers, error) {
+	var m managers
+	volumes, err := volume.New(volume.Config{Root: s.root, Store: store, Pools: pools.forVolumes(), Boot: bootID(), Log: log})
+	if err != nil {
+		return nil, m, err
+	}
+	if s.rebuild {
+		if err := volumes.Rebuild(ctx); err != nil {
+			return nil, m, err
+		}
+	}
+	if err := volumes.Recover(ctx); err != nil {
+		return nil, m, fmt.Errorf("recover: %w", err)
+	}
+	m = managers{volumes, snapshot.New(snapshot.Config{Store: store, Volumes: volumes, RunHook: hooks(s, log), Log: log})}
+	if err := m.snapshots.Recover(ctx); err != nil {
+		return nil, m, fmt.Errorf("recover: %w", err)
+	}
+	d, err := product.New(product.Config{
+		Version: version, Root: s.root, Store: store, Volumes: volumes, Snapshots: m.snapshots, Pools: pools.all,
+		DefaultSize: s.defaultSize, DefaultFS: s.defaultFS, PluginName: s.pluginName,
+	})
+	return d, m, err
 }
 
 // managers do work in the background.
@@ -228,17 +246,8 @@ func bootID() string {
 	return strings.TrimSpace(string(raw))
 }
 
-// listenAndServe opens both sockets, and the metrics' if wanted, and answers until ctx is done, then lets the requests
-// under way finish.
-func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Daemon, m managers, pools *poolSet, log *slog.Logger) error {
-	exporter, err := listenMetrics(s.metrics)
-	if err != nil {
-		return err
-	}
-	plugin, control, err := listen(s)
-	if err != nil {
-		return errors.Join(err, exporter.close())
-	}
+// answer serves all doors until ctx is done, then lets the requests under way finish.
+func answer(ctx context.Context, stop func(), root string, open doors, d *product.Daemon, m managers, pools *poolSet, log *slog.Logger) error {
 	// Work outlives ctx until the requests under way are drained.
 	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelWork()
@@ -262,7 +271,7 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 	for _, one := range []struct {
 		server *http.Server
 		socket socket
-	}{{pluginServer, plugin}, {controlServer, control}, {metricsServer, exporter}} {
+	}{{pluginServer, open.plugin}, {controlServer, open.control}, {metricsServer, open.metrics}} {
 		if one.socket.Listener == nil {
 			continue
 		}
@@ -275,20 +284,19 @@ func listenAndServe(ctx context.Context, stop func(), s settings, d *product.Dae
 		})
 	}
 	background, cancelBackground := context.WithCancel(work)
-	group.Go(func() error { return m.volumes.Run(background) })
-	group.Go(func() error { return m.volumes.WatchSpace(background) })
-	group.Go(func() error { return m.snapshots.Run(background) })
-	log.Info("ready", "version", version, "root", s.root, "plugin_socket", s.pluginSocket, "control_socket", s.controlSocket, "metrics", exporter.path)
+	var watchers sync.WaitGroup
+	for _, watch := range []func(context.Context){m.volumes.Run, m.volumes.WatchSpace, m.snapshots.Run} {
+		watchers.Go(func() { watch(background) })
+	}
+	log.Info("ready", "version", version, "root", root, "plugin_socket", open.plugin.path, "control_socket", open.control.path, "metrics", open.metrics.path)
 	tellSystemd(log, daemon.SdNotifyReady)
 	<-ctx.Done()
 	tellSystemd(log, daemon.SdNotifyStopping)
 	log.Info("stopping; mounted volumes stay mounted")
 	cancelBackground()
 	drain(cancelWork, log, pluginServer, controlServer, metricsServer)
-	err = group.Wait()
-	plugin.remove()
-	control.remove()
-	return err
+	watchers.Wait()
+	return group.Wait()
 }
 
 // drain waits for the requests under way, and cancels them after drainLimit.

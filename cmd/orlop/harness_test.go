@@ -446,7 +446,7 @@ func daemonStacks() string {
 	buf = buf[:runtime.Stack(buf, true)]
 	var left []string
 	for _, stack := range strings.Split(string(buf), "\n\n") {
-		for _, code := range []string{"orlop/internal/volume.", "orlop/snapshot.", "orlop/internal/docker.", "orlop/internal/control/server.", "orlop/metadata.", "orlop/blockdev/loop.", "orlop.serve(", "orlop.listenAndServe", "go.etcd.io/bbolt"} {
+		for _, code := range []string{"orlop/internal/volume.", "orlop/snapshot.", "orlop/internal/docker.", "orlop/internal/control/server.", "orlop/metadata.", "orlop/blockdev/loop.", "orlop.serve(", "orlop.answer(", "go.etcd.io/bbolt"} {
 			if strings.Contains(stack, code) && !strings.Contains(stack, "daemonStacks") {
 				left = append(left, stack)
 				break

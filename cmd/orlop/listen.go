@@ -26,19 +26,42 @@ type socket struct {
 	given bool   // by the service manager, which keeps it; or it has no file
 }
 
-// remove deletes the socket file that we made.
-func (s socket) remove() {
+// close stops listening and deletes the socket file that we made.
+func (s socket) close() {
+	if s.Listener == nil {
+		return
+	}
+	_ = s.Listener.Close() // its server may have closed it already
 	if !s.given {
 		_ = os.Remove(s.path) // a stale one is replaced at the next start
 	}
 }
 
-// listen returns the plugin's and the control socket: those that systemd hands over, told apart by their paths,
-// and otherwise new ones.
-func listen(s settings) (plugin, control socket, err error) {
+// doors are what the daemon listens at. The metrics' has no Listener if no address was asked for.
+type doors struct {
+	plugin, control, metrics socket
+}
+
+func (d doors) close() {
+	d.plugin.close()
+	d.control.close()
+	d.metrics.close()
+}
+
+// listen opens the doors, all or none. The sockets are those that systemd hands over, told apart by their paths, and
+// otherwise new ones.
+func listen(s settings) (d doors, err error) {
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.metrics, err = listenMetrics(s.metrics); err != nil {
+		return d, err
+	}
 	given, err := activation.Listeners()
 	if err != nil {
-		return plugin, control, fmt.Errorf("sockets of the service manager: %w", err)
+		return d, fmt.Errorf("sockets of the service manager: %w", err)
 	}
 	for _, listener := range given {
 		if listener == nil {
@@ -46,28 +69,24 @@ func listen(s settings) (plugin, control socket, err error) {
 		}
 		switch path := listener.Addr().String(); path {
 		case s.pluginSocket:
-			plugin = socket{listener, path, true}
+			d.plugin = socket{listener, path, true}
 		case s.controlSocket:
-			control = socket{listener, path, true}
+			d.control = socket{listener, path, true}
 		default:
-			return plugin, control, fault.Errorf(fault.ErrInvalid, "the service manager hands over a socket at %s, but the daemon is to listen at %s and %s", path, s.pluginSocket, s.controlSocket)
+			return d, fault.Errorf(fault.ErrInvalid, "the service manager hands over a socket at %s, but the daemon is to listen at %s and %s", path, s.pluginSocket, s.controlSocket)
 		}
 	}
-	if plugin.Listener == nil {
-		if plugin, err = listenAt(s.pluginSocket); err != nil {
-			return plugin, control, err
+	if d.plugin.Listener == nil {
+		if d.plugin, err = listenAt(s.pluginSocket); err != nil {
+			return d, err
 		}
 	}
-	if control.Listener == nil {
-		control, err = listenAt(s.controlSocket)
+	if d.control.Listener == nil {
+		if d.control, err = listenAt(s.controlSocket); err != nil {
+			return d, err
+		}
 	}
-	if err == nil {
-		err = openToGroup(s.controlSocket)
-	}
-	if err != nil {
-		plugin.remove()
-	}
-	return plugin, control, err
+	return d, openToGroup(s.controlSocket)
 }
 
 // listenAt makes a unix socket that only root may use. A socket file that nobody answers at is replaced; one that

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -183,6 +184,41 @@ func TestSocketsThatAnswerAreNotStolen(t *testing.T) {
 		}
 		h.must(t, "inspect", "a")
 		h.docker(t, "Get", dockerRequest{Name: "a"})
+	}
+}
+
+// TestAStartThatFailsLeavesNothingAttached: each of these fails after a pool could be made.
+func TestAStartThatFailsLeavesNothingAttached(t *testing.T) {
+	other := startHost(t, "--metrics", "127.0.0.1:0")
+	metrics := regexp.MustCompile(`metrics=(\S+)`).FindStringSubmatch(other.life.log.String())[1]
+	for name, test := range map[string]struct {
+		code  int
+		flags []string
+	}{
+		"plugin socket taken":   {4, []string{"--plugin-socket", other.plugin}},
+		"control socket taken":  {4, []string{"--control-socket", other.control}},
+		"metrics address taken": {4, []string{"--metrics", metrics}},
+		"another pool missing":  {3, []string{"--pool", "loop", "--pool", "more=loop:/nonexistent"}},
+	} {
+		h := onExt4(t)
+		expectRefusal(t, test.code, nil, append(slices.Clone(h.flags), test.flags...)...)
+		if mounts, devices := h.mounts(t), h.devices(t); len(mounts) > 0 || len(devices) > 0 {
+			t.Errorf("%s: left mounts %q, loop devices %q", name, mounts, devices)
+		}
+		for _, own := range []string{h.control, h.plugin} {
+			if _, err := os.Lstat(own); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %s is left: %v", name, own, err)
+			}
+		}
+		h.start(t) // as if nothing had been
+		h.must(t, "create", "a", "--size", "16M")
+		h.must(t, "mount", "a")
+		h.stop(t)
+		before := h.mounts(t)
+		expectRefusal(t, test.code, nil, append(slices.Clone(h.flags), test.flags...)...)
+		if after := h.mounts(t); !slices.Equal(after, before) {
+			t.Errorf("%s: of an earlier start were mounted %q, and now %q", name, before, after)
+		}
 	}
 }
 

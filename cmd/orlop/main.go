@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
 	"syscall"
 )
 
@@ -13,6 +12,6 @@ var version = "dev"
 
 func main() {
 	// Never given back to their defaults: a signal that comes late must not change the exit code.
-	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, _ := notifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }

@@ -47,11 +47,3 @@ func listenMetrics(address string) (socket, error) {
 	}
 	return socket{listener, listener.Addr().String(), true}, nil
 }
-
-// close stops listening.
-func (s socket) close() error {
-	if s.Listener == nil {
-		return nil
-	}
-	return s.Listener.Close()
-}

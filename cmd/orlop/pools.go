@@ -73,48 +73,52 @@ type poolSet struct {
 }
 
 // openPools opens each configured pool under the identity recorded at its first use. A known pool that cannot be
-// opened is missing: its volumes are degraded, the others work. A new one that cannot be made is an error.
-func openPools(ctx context.Context, s settings, store *metadata.Store, log *slog.Logger) (*poolSet, error) {
-	set := &poolSet{}
+// opened is missing: its volumes are degraded, the others work. A new one that cannot be made is an error, and then none
+// of them is left attached by this start.
+func openPools(ctx context.Context, s settings, store *metadata.Store, log *slog.Logger) (set *poolSet, err error) {
+	set = &poolSet{}
 	for _, spec := range s.pools {
-		var known metadata.Pool
-		var ok bool
-		err := store.View(func(tx *metadata.Tx) (err error) {
-			known, ok, err = tx.Pool(spec.name)
-			return err
-		})
-		if err != nil {
-			set.close()
-			return nil, err
-		}
-		shown := product.Pool{Kind: "loop", Spec: spec.String(), BlockSize: loop.BlockSize}
-		shown.Name, shown.UUID = spec.name, known.UUID
-		pool, err := loop.Open(ctx, loop.Config{Root: s.root, Dir: spec.dir, UUID: known.UUID, Adopt: s.rebuild, Size: s.poolSize, Preallocate: s.preallocate})
-		switch {
-		case err != nil && !ok:
-			set.close()
-			return nil, fmt.Errorf("pool %q: %w", spec.name, err)
-		case err != nil:
-			log.Error("pool is missing; its volumes cannot be mounted", "pool", spec.name, "error", err)
-			shown.Missing = err
-		default:
-			shown.UUID, shown.Dir, shown.Pool.Pool = pool.UUID(), pool.Dir(), pool
-			set.open = append(set.open, pool)
-			if shown.OnRoot, err = pool.DrawsOn(s.root); err != nil {
-				set.close()
-				return nil, err
-			}
-		}
-		set.all = append(set.all, shown)
-		if err == nil && !ok {
-			record := metadata.Pool{Name: spec.name, UUID: shown.UUID, Spec: shown.Spec, Created: time.Now().UTC()}
-			if err := store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutPool(record) }); err != nil {
-				set.close()
-				return nil, err
-			}
+		if err := set.add(ctx, s, spec, store, log); err != nil {
+			return nil, errors.Join(err, set.abandon(ctx))
 		}
 	}
 	return set, nil
+}
+
+// add opens one pool.
+func (p *poolSet) add(ctx context.Context, s settings, spec poolSpec, store *metadata.Store, log *slog.Logger) error {
+	var known metadata.Pool
+	var ok bool
+	err := store.View(func(tx *metadata.Tx) (err error) {
+		known, ok, err = tx.Pool(spec.name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	shown := product.Pool{Kind: "loop", Spec: spec.String(), BlockSize: loop.BlockSize}
+	shown.Name, shown.UUID = spec.name, known.UUID
+	pool, err := loop.Open(ctx, loop.Config{Root: s.root, Dir: spec.dir, UUID: known.UUID, Adopt: s.rebuild, Size: s.poolSize, Preallocate: s.preallocate})
+	switch {
+	case err != nil && !ok:
+		return fmt.Errorf("pool %q: %w", spec.name, err)
+	case err != nil:
+		log.Error("pool is missing; its volumes cannot be mounted", "pool", spec.name, "error", err)
+		shown.Missing = err
+		p.all = append(p.all, shown)
+		return nil
+	}
+	p.open = append(p.open, pool)
+	shown.UUID, shown.Dir, shown.Pool.Pool = pool.UUID(), pool.Dir(), pool
+	if shown.OnRoot, err = pool.DrawsOn(s.root); err != nil {
+		return err
+	}
+	p.all = append(p.all, shown)
+	if ok {
+		return nil
+	}
+	record := metadata.Pool{Name: spec.name, UUID: shown.UUID, Spec: shown.Spec, Created: time.Now().UTC()}
+	return store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutPool(record) })
 }
 
 func (p *poolSet) forVolumes() []volume.Pool {
@@ -129,6 +133,15 @@ func (p *poolSet) close() {
 	for _, pool := range p.open {
 		pool.Close()
 	}
+}
+
+// abandon is close for a start that failed: what it attached goes again, unless a volume uses it.
+func (p *poolSet) abandon(ctx context.Context) error {
+	var errs []error
+	for _, pool := range p.open {
+		errs = append(errs, pool.Abandon(context.WithoutCancel(ctx)))
+	}
+	return errors.Join(errs...)
 }
 
 // detach unmounts the built-in pools and frees their loop devices.

@@ -16,7 +16,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -83,7 +82,7 @@ const spaceDaemonArgs = "ORLOP_TEST_SPACE_DAEMON_ARGS"
 
 // beSpaceDaemon is the daemon of the tests below.
 func beSpaceDaemon(args string) int {
-	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, _ := notifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	return run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr)
 }
 

@@ -169,7 +169,7 @@ func (m *Manager) eachIn(state metadata.State, fn func(metadata.Volume)) error {
 
 // Run does the work that no request waits for, until ctx is done: it finishes deletions that were cut short and
 // settles volumes without holders, at once and each minute, and soon after an Unmount that did not wait for it.
-func (m *Manager) Run(ctx context.Context) error {
+func (m *Manager) Run(ctx context.Context) {
 	var soon sync.WaitGroup
 	defer soon.Wait()
 	soon.Go(func() { m.settleQueued(ctx) })
@@ -180,7 +180,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
-	"golang.org/x/sync/errgroup"
 
 	"orlop/blockdev"
 	"orlop/fs"
@@ -50,24 +49,36 @@ func (m *Manager) SpaceWarnings(pool string) (warnings []string) {
 func (m *Manager) Ballast() int64 { return m.ballast.held() }
 
 // WatchSpace looks at every layer below the volumes until ctx is done, and does what they need: it trims, warns,
-// lets the ballast go and takes it again, and stalls writers. It ends every stall before it returns.
-func (m *Manager) WatchSpace(ctx context.Context) error {
-	var group errgroup.Group
+// lets the ballast go and takes it again, and stalls writers. What fails is logged and tried again. It ends every stall
+// before it returns.
+func (m *Manager) WatchSpace(ctx context.Context) {
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
 	onRoot := false
 	for _, pool := range m.pools {
 		if pool.Missing == nil {
 			onRoot = onRoot || pool.OnRoot
-			group.Go(func() error { m.watchPool(ctx, pool); return nil })
+			watchers.Go(func() { m.watchPool(ctx, pool) })
 		}
 	}
-	group.Go(func() error {
-		if !onRoot {
-			return m.ballast.release() // of an earlier configuration
+	if onRoot {
+		watchers.Go(func() { m.watchRoot(ctx) })
+	} else {
+		watchers.Go(func() { m.releaseBallast(ctx) })
+	}
+}
+
+// releaseBallast removes the ballast of an earlier configuration.
+func (m *Manager) releaseBallast(ctx context.Context) {
+	failed := false
+	every(ctx, func() time.Duration {
+		err := m.ballast.release()
+		if err != nil && !failed {
+			m.log.Error("cannot release ballast that no pool needs; will retry", "error", err)
 		}
-		m.watchRoot(ctx)
-		return nil
+		failed = err != nil
+		return poolEvery
 	})
-	return group.Wait()
 }
 
 // watchPool warns once each time a pool passes a mark upwards.

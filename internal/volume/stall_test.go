@@ -4,10 +4,14 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -176,10 +180,48 @@ func TestWatchEndsItsStallsBeforeItReturns(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	check(t, m.WatchSpace(ctx))
+	m.WatchSpace(ctx)
 	for _, v := range volumes {
 		wantStalled(t, m, v, false)
 	}
+}
+
+// TestABallastThatCannotBeReleasedIsLoggedAndTriedAgain has a directory in its place, with a file in it at first, and no
+// pool that needs a ballast.
+func TestABallastThatCannotBeReleasedIsLoggedAndTriedAgain(t *testing.T) {
+	m, _ := newStallable(t, "data")
+	for name, pool := range m.pools {
+		pool.OnRoot = false
+		m.pools[name] = pool
+	}
+	lines := make(chan string, 10)
+	m.log = slog.New(slog.NewTextHandler(lineWriter(lines), nil))
+	file := filepath.Join(m.ballast.path, "file")
+	check(t, os.Mkdir(m.ballast.path, 0o700))
+	check(t, os.WriteFile(file, nil, 0o600))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.WatchSpace(ctx)
+	}()
+	if line := <-lines; !strings.Contains(line, "cannot release ballast") || !strings.Contains(line, m.ballast.path) {
+		t.Errorf("logged: %s", line)
+	}
+	check(t, os.Remove(file))
+	if !within(time.Minute, func() bool { return errors.Is(unix.Access(m.ballast.path, unix.F_OK), unix.ENOENT) }) {
+		t.Error("it is there still")
+	}
+	cancel()
+	<-ended
+}
+
+// lineWriter sends each line of a log.
+type lineWriter chan string
+
+func (w lineWriter) Write(line []byte) (int, error) {
+	w <- string(line)
+	return len(line), nil
 }
 
 // slowFreezer is a host on which to freeze one mount point takes until it is allowed to end.
