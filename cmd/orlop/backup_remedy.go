@@ -37,7 +37,7 @@ func remedy(e *destination.Error) string {
 		}
 		return ": see orlop backup list " + at
 	case destination.ChooseBackup:
-		return fmt.Sprintf(": choose one with backup=, see orlop backup list %s --volume-name %s --json", at, e.Volume)
+		return fmt.Sprintf(": choose one with backup=, see orlop backup list %s --volume-name %s --json", at, quoted(e.Volume))
 	case destination.VerifyRepository:
 		return fmt.Sprintf("; see orlop backup verify %s", at)
 	case destination.VerifyData:
