@@ -105,14 +105,11 @@ func (d *Daemon) EnsureDocker(ctx context.Context, name string, options map[stri
 	if exists, err := d.exists(name); err != nil || exists {
 		return err
 	}
-	list := make([]Option, 0, len(options))
-	for key, value := range options {
-		if slices.ContainsFunc(OptionKinds, func(k OptionKind) bool { return k.Key == key && k.FlagOnly }) {
-			return fault.Errorf(fault.ErrInvalid, "option %q: not for docker: use 'orlop set %s --%s CMD'", key, name, key)
-		}
-		list = append(list, Option{key, value})
+	list, err := d.dockerOptions(name, options)
+	if err != nil {
+		return err
 	}
-	_, err := d.Create(ctx, name, list)
+	_, err = d.Create(ctx, name, list)
 	if fault.Is(err, fault.ErrExists) {
 		return nil
 	}

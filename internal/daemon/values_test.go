@@ -273,3 +273,74 @@ func TestCommandsAreSplitAsAShellSplitsThem(t *testing.T) {
 		}
 	}
 }
+
+// TestModesFromDockerHaveALeadingZero: a Compose file's 0770 without quotes arrives as 504.
+func TestModesFromDockerHaveALeadingZero(t *testing.T) {
+	for mode, says := range map[string][]string{
+		"504": {"as in 0504", `"0770"`}, "493": {`"0755"`}, "457": {"as in 0457", `"0711"`}, "750": {"as in 0750"}, "1777": {"as in 01777"}, "4095": {`"07777"`}, "99999": nil, "8": nil,
+	} {
+		_, err := bare().dockerOptions("v", map[string]string{"mode": mode})
+		if !fault.Is(err, fault.ErrInvalid) || !strings.Contains(err.Error(), "octal") {
+			t.Errorf("mode %s: %v", mode, err)
+			continue
+		}
+		for _, words := range says {
+			if !strings.Contains(err.Error(), words) {
+				t.Errorf("mode %s: nothing of %s: %v", mode, words, err)
+			}
+		}
+	}
+	for mode, want := range map[string]uint32{"0770": 0o770, "01777": 0o1777, "0": 0, "00": 0} {
+		options, err := bare().dockerOptions("v", map[string]string{"mode": mode})
+		if err != nil {
+			t.Errorf("mode %s: %v", mode, err)
+			continue
+		}
+		if spec, _, err := bare().spec("v", options); err != nil || spec.Mode != want {
+			t.Errorf("mode %s: %o, %v", mode, spec.Mode, err)
+		}
+	}
+	for _, mode := range []string{"750", "0750"} { // of the command line, as chmod takes them
+		if spec, _, err := bare().spec("v", []Option{{"mode", mode}}); err != nil || spec.Mode != 0o750 {
+			t.Errorf("--mode %s: %o, %v", mode, spec.Mode, err)
+		}
+	}
+}
+
+// TestWhatYAMLMakesOfNumbersIsReadAsMeantOrRefused has what Compose passes on for values without quotes.
+func TestWhatYAMLMakesOfNumbersIsReadAsMeantOrRefused(t *testing.T) {
+	for _, test := range []struct{ key, value string }{
+		{"size", "1e9"}, {"size", "1e+09"}, {"size", "1000000000.0"}, {"size", "1.5"}, {"size", "0x40000000"}, {"uid", "0x3e8"}, {"uid", "1000.0"}, {"gid", "1e3"},
+		{"protect", "yes"}, {"protect", "on"}, {"protect", "null"}, {"protect", ""},
+	} {
+		options, err := bare().dockerOptions("v", map[string]string{test.key: test.value})
+		if err == nil {
+			_, _, err = bare().spec("v", options)
+		}
+		if !fault.Is(err, fault.ErrInvalid) || !strings.Contains(err.Error(), strconv.Quote(test.value)) {
+			t.Errorf("%s: %s: %v", test.key, test.value, err)
+		}
+	}
+	for _, protect := range []string{"true", "True", "TRUE"} { // YAML, Python
+		if spec, _, err := bare().spec("v", []Option{{"protect", protect}}); err != nil || !spec.Protected {
+			t.Errorf("protect: %s: %v", protect, err)
+		}
+	}
+}
+
+func TestHelpForDockerListsEveryOptionWithItsDefault(t *testing.T) {
+	_, err := bare().dockerOptions("v", map[string]string{"help": ""})
+	if !fault.Is(err, fault.ErrInvalid) {
+		t.Fatal(err)
+	}
+	for _, kind := range OptionKinds {
+		if listed := strings.Contains(err.Error(), "\n  "+kind.Key); listed == kind.FlagOnly {
+			t.Errorf("%s: listed %t: %v", kind.Key, listed, err)
+		}
+	}
+	for _, words := range []string{"label.<key>", "(default " + Bytes(bare().defaultSize) + ")", "(default ext4)", "(default 0755)", "(default loop)"} {
+		if !strings.Contains(err.Error(), words) {
+			t.Errorf("nothing of %s: %v", words, err)
+		}
+	}
+}
