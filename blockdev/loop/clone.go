@@ -48,7 +48,7 @@ func (p *Pool) Prepare(ctx context.Context, dst, src blockdev.ID, record blockde
 	if few {
 		return nil
 	}
-	to, err := os.OpenFile(p.part(dst), os.O_RDWR|os.O_CREATE, 0o600)
+	to, err := p.openPart(dst, from)
 	if err != nil {
 		return spaceFault(fmt.Errorf("prepare device %s: %w", dst, err))
 	}
@@ -90,7 +90,7 @@ func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.
 			return err
 		}
 	}
-	to, err := os.OpenFile(p.part(dst), os.O_RDWR|os.O_CREATE, 0o600)
+	to, err := p.openPart(dst, from)
 	if err != nil {
 		return spaceFault(fmt.Errorf("make device %s: %w", dst, err))
 	}
@@ -103,6 +103,46 @@ func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, record blockdev.
 		return spaceFault(fmt.Errorf("make device %s: %w", dst, err))
 	}
 	return nil
+}
+
+// openPart opens, or makes, what becomes the image of a copy of from.
+func (p *Pool) openPart(dst blockdev.ID, from *os.File) (*os.File, error) {
+	to, err := os.OpenFile(p.part(dst), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := copyNoCow(to, from); err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	return to, nil
+}
+
+// noCow is FS_NOCOW_FL of the kernel's include/uapi/linux/fs.h: btrfs writes the file's blocks in place.
+const noCow = 0x00800000
+
+// copyNoCow gives a new file the copy-on-write flag of from. It has that of its directory, which may have changed since from
+// was made, and btrfs shares no blocks between files that differ in it.
+func copyNoCow(to, from *os.File) error {
+	wanted, err := unix.IoctlGetUint32(int(from.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return nil //nolint:nilerr // a filesystem without flags
+	}
+	flags, err := unix.IoctlGetUint32(int(to.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&noCow == wanted&noCow {
+		return err
+	}
+	if err := unix.IoctlSetPointerInt(int(to.Fd()), unix.FS_IOC_SETFLAGS, int(flags^noCow)); err != nil {
+		return fmt.Errorf("give %s the copy-on-write flag of %s: %w", to.Name(), from.Name(), err)
+	}
+	return nil
+}
+
+// cloneFault names the causes of a refusal that btrfs keeps to itself.
+func cloneFault(err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("the filesystem cannot share blocks between the two images: they may differ in copy-on-write or checksums (chattr +C; mount options nodatacow, nodatasum): %w", err)
+	}
+	return err
 }
 
 // refuseExisting fails with fault.ErrExists if there is a device.
@@ -179,7 +219,7 @@ func (c *copying) finish(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return unix.IoctlFileClone(int(c.to.Fd()), int(c.from.Fd()))
+		return cloneFault(unix.IoctlFileClone(int(c.to.Fd()), int(c.from.Fd())))
 	}
 	return c.cloneDifferences(ctx)
 }
@@ -229,9 +269,9 @@ func (c *copying) clone(ctx context.Context, start, end int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return unix.IoctlFileCloneRange(int(c.to.Fd()), &unix.FileCloneRange{
+	return cloneFault(unix.IoctlFileCloneRange(int(c.to.Fd()), &unix.FileCloneRange{
 		Src_fd: int64(c.from.Fd()), Src_offset: uint64(start), Src_length: uint64(end - start), Dest_offset: uint64(start),
-	})
+	}))
 }
 
 // nextData is the first offset from offset on where f has data; if it cannot be told, the largest one.

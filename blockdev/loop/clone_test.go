@@ -267,3 +267,26 @@ func covered(extents []blockdev.Extent) (bytes int64) {
 	}
 	return bytes
 }
+
+// TestImagesAreCopiedAfterTheirDirectoryChangedItsCopyOnWrite has an image from before "chattr +C", and one from between
+// that and "chattr -C".
+func TestImagesAreCopiedAfterTheirDirectoryChangedItsCopyOnWrite(t *testing.T) {
+	pool := openPool(t, loop.Config{Dir: makeFilesystem(t, "btrfs", gib)})
+	images := filepath.Join(pool.Dir(), "images")
+	for i, flag := range []string{"+C", "-C"} {
+		id := blockdev.NewID()
+		path := activated(t, pool, id, 16*mib)
+		writeBlocks(t, path, 0, 16*mib, 16*mib)
+		if out, err := exec.Command("chattr", flag, images).CombinedOutput(); err != nil {
+			t.Fatalf("chattr %s: %v: %s", flag, err, out)
+		}
+		for range 2 { // the second is a copy of the first
+			copied := blockdev.NewID()
+			err := errors.Join(pool.Prepare(t.Context(), copied, id, nil), pool.Clone(t.Context(), copied, id, nil), pool.Sync(t.Context(), copied))
+			if err != nil {
+				t.Fatalf("image %d: %v", i, err)
+			}
+			id = copied
+		}
+	}
+}
