@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -13,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sys/unix"
 
+	"orlop/fs"
 	"orlop/internal/fault"
 )
 
@@ -92,12 +92,12 @@ func listen(s settings) (d doors, err error) {
 // listenAt makes a unix socket that only root may use. A socket file that nobody answers at is replaced; one that
 // answers is another daemon's, and fault.ErrInUse.
 func listenAt(path string) (socket, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := fs.MakeDirs(filepath.Dir(path), 0o755); err != nil {
 		return socket{}, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	info, err := os.Lstat(path)
 	switch {
-	case err == nil && info.Mode()&fs.ModeSocket == 0:
+	case err == nil && info.Mode()&os.ModeSocket == 0:
 		return socket{}, fault.Errorf(fault.ErrExists, "listen at %s: a file that is not a socket is there", path)
 	case err == nil:
 		if conn, err := net.Dial("unix", path); err == nil {
@@ -107,7 +107,7 @@ func listenAt(path string) (socket, error) {
 		if err := os.Remove(path); err != nil {
 			return socket{}, fmt.Errorf("listen at %s: %w", path, err)
 		}
-	case !errors.Is(err, fs.ErrNotExist):
+	case !errors.Is(err, os.ErrNotExist):
 		return socket{}, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	old := unix.Umask(0o177)

@@ -18,6 +18,9 @@ import (
 // a new pool, and Docker would get new, empty volumes under the old names. Two things tell the difference: the disk
 // stands in /etc/fstab, or this daemon has run on it before and left a note beside the mount point.
 
+// rootMode lets every user reach the volumes that are mounted for them, and list none.
+const rootMode = 0o711
+
 // prepareRoot makes the data root and returns its path without symbolic links, as the kernel's mount table shows it.
 // It fails with fault.ErrNotFound, making nothing, if the root has no metadata and its disk is not mounted.
 func prepareRoot(root string) (string, error) {
@@ -29,7 +32,7 @@ func prepareRoot(root string) (string, error) {
 	if err := refuseUnmounted(root); err != nil {
 		return "", err
 	}
-	if err = os.MkdirAll(root, 0o711); err == nil {
+	if err = fs.MakeDirs(root, rootMode); err == nil {
 		root, err = filepath.EvalSymlinks(root)
 	}
 	if err != nil {

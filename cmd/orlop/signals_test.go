@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,11 +27,36 @@ func asProcess(shell string, args ...string) *exec.Cmd {
 // takes away the reader of its log. A request that is under way is answered.
 func TestSignalsForOtherDaemonsDoNotEndThisOne(t *testing.T) {
 	h := newHost(t)
+	cmd, log := h.startProcess(t, `exec "$@"`)
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	created := make(chan outcome)
+	go func() { created <- h.orlop("create", "a", "--size", "64M") }()
+	for range 20 {
+		for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2} {
+			if err := cmd.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.must(t, "list")
+	}
+	if got := <-created; got.code != 0 {
+		t.Errorf("create: %s", got)
+	}
+	h.must(t, "delete", "a") // a line of the log that nothing reads
+	h.must(t, "list")
+}
+
+// startProcess starts a daemon as a process of its own by a shell command, and returns it once it is ready, with the end of
+// the pipe that its log comes from.
+func (h *host) startProcess(t *testing.T, shell string) (cmd *exec.Cmd, reader *os.File) {
+	t.Helper()
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := asProcess(`exec "$@"`, append([]string{"daemon"}, h.flags...)...)
+	cmd = asProcess(shell, append([]string{"daemon"}, h.flags...)...)
 	cmd.Stderr = writer
 	if err := errors.Join(cmd.Start(), writer.Close()); err != nil {
 		t.Fatal(err)
@@ -48,24 +75,7 @@ func TestSignalsForOtherDaemonsDoNotEndThisOne(t *testing.T) {
 			t.Fatalf("%v; the daemon's log:\n%s", err, &log)
 		}
 	}
-	if err := reader.Close(); err != nil {
-		t.Fatal(err)
-	}
-	created := make(chan outcome)
-	go func() { created <- h.orlop("create", "a", "--size", "64M") }()
-	for range 20 {
-		for _, signal := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2} {
-			if err := cmd.Process.Signal(signal); err != nil {
-				t.Fatal(err)
-			}
-		}
-		h.must(t, "list")
-	}
-	if got := <-created; got.code != 0 {
-		t.Errorf("create: %s", got)
-	}
-	h.must(t, "delete", "a") // a line of the log that nothing reads
-	h.must(t, "list")
+	return cmd, reader
 }
 
 // TestSignalsInterruptACommand, unless it was started to outlive its terminal or runs in a script's background.
@@ -108,6 +118,9 @@ func TestSignalsInterruptACommand(t *testing.T) {
 			}
 			_ = request.Close()
 			continue
+		}
+		if _, err := http.ReadRequest(bufio.NewReader(request)); err != nil {
+			t.Fatal(err)
 		}
 		if _, err := request.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")); err != nil {
 			t.Error(err)

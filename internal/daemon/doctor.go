@@ -35,7 +35,7 @@ func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
 		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFull, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
-		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
+		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findClosedDirs, d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
 	} {
 		found, err := look(ctx)
 		if err != nil { // no reason to keep the rest to itself
@@ -149,6 +149,21 @@ func (d *Daemon) findForeignFiles(context.Context) (found []Finding, _ error) {
 				path := filepath.Join(dir, entry.Name())
 				found = append(found, Finding{mild, "file " + run.Line(path), "not one of orlop's", run.Line("mv", path, "/somewhere/else")})
 			}
+		}
+	}
+	return found, nil
+}
+
+// findClosedDirs looks for directories above the mount points that only root may pass.
+func (d *Daemon) findClosedDirs(context.Context) (found []Finding, _ error) {
+	for _, dir := range []string{d.root, filepath.Dir(d.volumes.Mountpoint("any"))} {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return nil, fmt.Errorf("look for closed directories: %w", err)
+		}
+		if info.Mode().Perm()&0o001 == 0 {
+			problem := fmt.Sprintf("has mode %04o: other users than root cannot reach mounted volumes, whatever those allow, nor can containers with userns-remap", info.Mode().Perm())
+			found = append(found, Finding{mild, "directory " + run.Line(dir), problem, run.Line("chmod", "711", dir)})
 		}
 	}
 	return found, nil

@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -94,7 +93,7 @@ func New(c Config) (*Manager, error) {
 		m.pools[pool.Name] = pool
 	}
 	for _, dir := range []string{m.mounts, m.scratch} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := fs.MakeDirs(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("make directory of mount points: %w", err)
 		}
 	}
