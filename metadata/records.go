@@ -1,6 +1,11 @@
 package metadata
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+
+	"orlop/internal/fault"
+)
 
 // State is where a volume stands in its life.
 type State string
@@ -10,6 +15,13 @@ const (
 	Creating State = "creating" // being made; undone at the next start if the daemon dies
 	Ready    State = "ready"
 	Removing State = "removing" // being deleted; finished after the next start if the daemon dies
+
+	// Restoring is the state of a volume that is being filled from a backup. It outlives the daemon: the restore is
+	// resumed after the next start.
+	Restoring State = "restoring"
+	// Failed is the state of a volume whose restore failed. It keeps its name, so that Docker does not create an empty
+	// volume under it, and can be restored again or deleted.
+	Failed State = "failed"
 )
 
 // Keeping is a state of snapshots only: the state of a volume that a rollback replaced, which is being made a
@@ -21,10 +33,12 @@ const absent State = ""
 
 // transitions lists what may follow each state. A later state is one more row.
 var transitions = map[State][]State{
-	absent:   {Creating, Ready}, // Ready: adopted, or rebuilt from device records
-	Creating: {Ready, Removing, absent},
-	Ready:    {Ready, Removing},
-	Removing: {absent},
+	absent:    {Creating, Ready, Restoring, Failed}, // all but Creating: also adopted, or rebuilt from device records
+	Creating:  {Ready, Removing, absent},
+	Restoring: {Restoring, Ready, Failed, Removing, absent},
+	Failed:    {Failed, Restoring, Removing},
+	Ready:     {Ready, Removing},
+	Removing:  {absent},
 }
 
 // snapshotTransitions is the same for snapshots.
@@ -57,8 +71,21 @@ type Volume struct {
 	PreSnapshot  []string          `json:"pre_snapshot,omitempty"`  // command to run before a snapshot, with its arguments
 	PostSnapshot []string          `json:"post_snapshot,omitempty"` // and after it, whatever became of it
 	Rollbacks    int               `json:"rollbacks,omitempty"`     // how often the device was replaced: the highest is the volume's
+	Keep         string            `json:"keep,omitempty"`          // retention policy of its backups, as in "daily:7,weekly:4"
+	NoBackup     bool              `json:"no_backup,omitempty"`     // left out when all volumes are backed up
+	Restore      *Restore          `json:"restore,omitempty"`       // the backup that the volume came from, or is being filled from
 	State        State             `json:"state"`
 	Created      time.Time         `json:"created"`
+}
+
+// Restore says from which backup a volume is, or was, filled. It names no secret.
+type Restore struct {
+	URL     string `json:"url"`                // of the backup
+	Backup  string `json:"backup"`             // its ID
+	KeyFile string `json:"key_file,omitempty"` // path of the key on this host
+	Size    int64  `json:"size,omitempty"`     // bytes to grow to when the content is there; 0 for the backup's size
+	Docker  bool   `json:"docker,omitempty"`   // asked for by Docker, which must never see the volume vanish
+	Error   string `json:"error,omitempty"`    // why it failed
 }
 
 // Snapshot is one snapshot's record.
@@ -68,8 +95,10 @@ type Snapshot struct {
 	Device      string            `json:"device"` // ID of its block device
 	Size        int64             `json:"size"`   // bytes
 	Labels      map[string]string `json:"labels,omitempty"`
-	Managed     bool              `json:"managed,omitempty"` // taken by a backup: never in the way of a deletion
-	Group       string            `json:"group,omitempty"`   // shared by snapshots of one point in time; UUIDv7
+	Managed     bool              `json:"managed,omitempty"`    // taken by a backup: never in the way of a deletion
+	Repository  string            `json:"repository,omitempty"` // of a managed one: ID of the repository that it was taken for
+	Backup      string            `json:"backup,omitempty"`     // ID of the backup whose content it has, of a volume just restored
+	Group       string            `json:"group,omitempty"`      // shared by snapshots of one point in time; UUIDv7
 	Consistency Consistency       `json:"consistency"`
 	State       State             `json:"state"`
 	Created     time.Time         `json:"created"`
@@ -139,4 +168,74 @@ type Intent struct {
 	Volume string `json:"volume"` // the volume's ID
 	Boot   string `json:"boot"`
 	Device uint64 `json:"device"` // st_rdev of the frozen filesystem's block device
+}
+
+// JobState is where a job stands.
+type JobState string
+
+// The states of a job. All but Running are final.
+const (
+	JobRunning     JobState = "running"
+	JobDone        JobState = "done"
+	JobFailed      JobState = "failed"
+	JobCanceled    JobState = "canceled"    // by a person
+	JobInterrupted JobState = "interrupted" // by the end of the daemon
+)
+
+// Job is the record of one piece of long work.
+type Job struct {
+	ID          string          `json:"id"`               // UUIDv7, so that jobs sort by their age
+	Kind        string          `json:"kind"`             // "backup", "restore", …
+	Key         string          `json:"key"`              // two jobs of one key never run at once
+	Volume      string          `json:"volume,omitempty"` // name
+	VolumeID    string          `json:"volume_id,omitempty"`
+	Destination string          `json:"destination,omitempty"`
+	State       JobState        `json:"state"`
+	Done        int64           `json:"done"`  // bytes
+	Total       int64           `json:"total"` // bytes; 0 while unknown
+	Started     time.Time       `json:"started"`
+	Ended       time.Time       `json:"ended,omitzero"`
+	Error       *JobError       `json:"error,omitempty"`
+	Result      json.RawMessage `json:"result,omitempty"`
+}
+
+// JobError is why a job failed.
+type JobError struct {
+	Kind    fault.Kind    `json:"kind"`
+	Message string        `json:"message"`
+	Remedy  *fault.Remedy `json:"remedy,omitempty"`
+}
+
+// NewJobError returns the record of err.
+func NewJobError(err error) *JobError {
+	j := &JobError{Kind: fault.KindOf(err), Message: err.Error()}
+	if remedy, ok := fault.RemedyOf(err); ok {
+		j.Remedy = &remedy
+	}
+	return j
+}
+
+// Err returns the error that was recorded.
+func (j *JobError) Err() error {
+	err := fault.Errorf(j.Kind, "%s", j.Message)
+	if j.Remedy != nil {
+		err = fault.WithRemedy(err, *j.Remedy)
+	}
+	return err
+}
+
+// BackupStatus is what this host knows of the backups of one volume in one repository.
+type BackupStatus struct {
+	Volume      string        `json:"volume"`      // the volume's ID
+	Destination string        `json:"destination"` // URL
+	Repository  string        `json:"repository,omitempty"`
+	URL         string        `json:"url,omitempty"`     // of the newest backup that this host made
+	Created     time.Time     `json:"created,omitzero"`  // when its snapshot was taken
+	Finished    time.Time     `json:"finished,omitzero"` // when it was committed
+	Duration    time.Duration `json:"duration_ns"`
+	Read        int64         `json:"read"`     // bytes of the volume that it read
+	Stored      int64         `json:"stored"`   // bytes that it added to the repository
+	Failures    int64         `json:"failures"` // ever
+	Failed      time.Time     `json:"failed,omitzero"`
+	Error       string        `json:"error,omitempty"` // of the last attempt, if that failed
 }

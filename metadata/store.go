@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	schema    = 2 // of the records that this program writes; 2 added snapshots
-	minReader = 2 // oldest schema whose programs can read what this one writes: one without snapshots would leak them
+	schema    = 3 // of the records that this program writes; 2 added snapshots, 3 restores, jobs and backups
+	minReader = 3 // oldest schema whose programs can read what this one writes: an older one would mount half a restore
 )
 
 // Names of the files in a root directory.
@@ -48,9 +48,12 @@ var (
 	bucketSnapshots     = []byte("snapshots")
 	bucketSnapshotNames = []byte("snapshot_names") // volume's ID/name → snapshot's ID
 
+	bucketJobs    = []byte("jobs")
+	bucketBackups = []byte("backups") // volume's ID/destination → BackupStatus
+
 	buckets = [][]byte{
 		bucketMeta, bucketVolumes, bucketNames, bucketDevices, bucketPools, bucketHolders, bucketIntents,
-		bucketSnapshots, bucketSnapshotNames,
+		bucketSnapshots, bucketSnapshotNames, bucketJobs, bucketBackups,
 	}
 
 	keySchema    = []byte("schema")
@@ -59,6 +62,8 @@ var (
 	keyEpoch     = []byte("epoch")
 	keyRebuild   = []byte("rebuilding") // present while a rebuild is not finished
 )
+
+const keyCollected = "collected/" // and a destination: when this host freed space there
 
 // A Store is an open metadata file. It is safe for concurrent use. While it is open no other process can open
 // the file: that is what keeps a root to one daemon.

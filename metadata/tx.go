@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -70,7 +71,7 @@ func (t *Tx) PutVolume(v Volume) error {
 	return write(t, bucketVolumes, v.ID, v)
 }
 
-// DeleteVolume forgets a volume and its holders. It refuses one whose device may still be there, or that has
+// DeleteVolume forgets a volume, its holders and what is known of its backups. It refuses one whose device may still be there, or that has
 // snapshots.
 func (t *Tx) DeleteVolume(id string) error {
 	v, err := t.Volume(id)
@@ -89,6 +90,15 @@ func (t *Tx) DeleteVolume(id string) error {
 	}
 	for _, holder := range holders {
 		if err := t.DeleteHolder(id, holder.ID); err != nil {
+			return err
+		}
+	}
+	backups, err := t.Backups(id)
+	if err != nil {
+		return err
+	}
+	for _, b := range backups {
+		if err := remove(t, bucketBackups, id+"/"+b.Destination); err != nil {
 			return err
 		}
 	}
@@ -241,6 +251,70 @@ func (t *Tx) PutIntent(i Intent) error { return write(t, bucketIntents, i.Volume
 
 // DeleteIntent withdraws the announcement of a volume's freeze.
 func (t *Tx) DeleteIntent(volume string) error { return remove(t, bucketIntents, volume) }
+
+// Job returns the job with this ID, or fault.ErrNotFound.
+func (t *Tx) Job(id string) (Job, error) {
+	job, ok, err := read[Job](t, bucketJobs, id)
+	if err == nil && !ok {
+		err = fault.Errorf(fault.ErrNotFound, "job %q: not found", id)
+	}
+	return job, err
+}
+
+// Jobs returns the jobs whose ID begins with prefix, sorted by ID and so by age.
+func (t *Tx) Jobs(prefix string) ([]Job, error) { return readAll[Job](t, bucketJobs, prefix) }
+
+// PutJob makes or replaces a job's record. It refuses to change one that has ended.
+func (t *Tx) PutJob(j Job) error {
+	old, existed, err := read[Job](t, bucketJobs, j.ID)
+	if err != nil {
+		return err
+	}
+	if existed && old.State != JobRunning {
+		return fmt.Errorf("job %q: has ended already", j.ID)
+	}
+	return write(t, bucketJobs, j.ID, j)
+}
+
+// DeleteJob forgets a job.
+func (t *Tx) DeleteJob(id string) error { return remove(t, bucketJobs, id) }
+
+// Backups returns what is known of the backups of a volume, given by its ID, or of all volumes if that is empty.
+func (t *Tx) Backups(volume string) ([]BackupStatus, error) {
+	if volume != "" {
+		volume += "/"
+	}
+	return readAll[BackupStatus](t, bucketBackups, volume)
+}
+
+// ChangeBackups records what change makes of what is known of a volume's backups at one destination.
+func (t *Tx) ChangeBackups(volume, destination string, change func(*BackupStatus)) error {
+	key := volume + "/" + destination
+	status, _, err := read[BackupStatus](t, bucketBackups, key)
+	if err != nil {
+		return err
+	}
+	status.Volume, status.Destination = volume, destination
+	change(&status)
+	return write(t, bucketBackups, key, status)
+}
+
+// Collected returns when this host last freed space at a destination, the zero time if it never did.
+func (t *Tx) Collected(destination string) (at time.Time, err error) {
+	if raw := t.tx.Bucket(bucketMeta).Get([]byte(keyCollected + destination)); raw != nil {
+		err = at.UnmarshalText(raw)
+	}
+	return at, err
+}
+
+// PutCollected records when this host freed space at a destination.
+func (t *Tx) PutCollected(destination string, at time.Time) error {
+	raw, err := at.MarshalText()
+	if err != nil {
+		return err
+	}
+	return t.tx.Bucket(bucketMeta).Put([]byte(keyCollected+destination), raw)
+}
 
 // Epoch returns the number of the present Docker epoch.
 func (t *Tx) Epoch() uint64 {
