@@ -83,3 +83,35 @@ func Join(errs ...error) error {
 	}
 	return nil
 }
+
+// A Remedy says what may help against a failure. It names no command: whoever shows the failure to a user does.
+type Remedy struct {
+	Code        string `json:"code"`
+	Destination string `json:"destination,omitempty"` // URL of a backup destination
+	Volume      string `json:"volume,omitempty"`      // name
+	Encrypted   bool   `json:"encrypted,omitempty"`
+}
+
+// RemedyOf returns the remedy of the first error in err's chain that has one, by a method FaultRemedy; ok is false if none
+// has.
+func RemedyOf(err error) (r Remedy, ok bool) {
+	var remedied interface {
+		error
+		FaultRemedy() Remedy
+	}
+	if !errors.As(err, &remedied) {
+		return r, false
+	}
+	return remedied.FaultRemedy(), true
+}
+
+// WithRemedy returns err with a remedy, as it came over a socket, say.
+func WithRemedy(err error, r Remedy) error { return remedied{err, r} }
+
+type remedied struct {
+	error
+	remedy Remedy
+}
+
+func (r remedied) Unwrap() error       { return r.error }
+func (r remedied) FaultRemedy() Remedy { return r.remedy }
