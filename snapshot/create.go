@@ -18,6 +18,8 @@ type Spec struct {
 	Name    string // empty: made of the time
 	Labels  map[string]string
 	Managed bool // taken by a backup: never in the way of a deletion
+
+	Repository string // of a managed one: ID of the repository that it is taken for
 }
 
 // Create takes a snapshot of each of the volumes, all of one point in time, all or none. Writers to mounted volumes wait
@@ -96,7 +98,7 @@ func (m *Manager) plan(ctx context.Context, volumes []string, spec Spec) ([]capt
 		m.volumes.MakeRoomFor(ctx, v.ID)
 		s := metadata.Snapshot{
 			ID: string(blockdev.NewID()), Name: spec.Name, Device: string(blockdev.NewID()), Size: v.Size, Labels: spec.Labels,
-			Managed: spec.Managed, Group: group, State: metadata.Creating, Created: now, Volume: v,
+			Managed: spec.Managed, Repository: spec.Repository, Group: group, State: metadata.Creating, Created: now, Volume: v,
 		}
 		captures[i] = capture{volume: v, pool: pool, snapshot: s, dst: blockdev.ID(s.Device)}
 		captures[i].record = func(v metadata.Volume) (blockdev.Record, error) {

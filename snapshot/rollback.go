@@ -27,10 +27,19 @@ func (m *Manager) Restore(ctx context.Context, id string, discard bool) (v metad
 		return v, err
 	}
 	defer unpin()
-	m.volumes.MakeRoomFor(ctx, s.Volume.ID)
-	incoming := metadata.Device{ID: string(blockdev.NewID()), Pool: s.Volume.Pool, Parent: s.Device, Kind: metadata.KindIncoming, Size: s.Size}
-	defer m.work(incoming.ID)()
-	v, old, err := m.replace(ctx, s, incoming, discard)
+	pool, err := m.volumes.Pool(s.Volume)
+	if err != nil {
+		return v, err
+	}
+	if err := refuseTruncated(ctx, pool, s); err != nil {
+		return v, err
+	}
+	v, old, err := m.Replace(ctx, Replacement{
+		Volume: s.Volume.ID, Parent: s.Device, Size: s.Size,
+		Fill: func(ctx context.Context, dst blockdev.ID, record blockdev.Record) error {
+			return cloneSealed(ctx, pool, dst, blockdev.ID(s.Device), record)
+		},
+	}, discard)
 	if err != nil {
 		return v, fmt.Errorf("restore snapshot %s: %w", title(s), err)
 	}
@@ -38,9 +47,24 @@ func (m *Manager) Restore(ctx context.Context, id string, discard bool) (v metad
 	return v, nil
 }
 
-// replace makes the copy, has it take the place of the volume's device, and deals with what it replaced.
-func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming metadata.Device, discard bool) (v metadata.Volume, old metadata.Snapshot, err error) {
-	v, err = m.ready(s.Volume.ID)
+// A Replacement is a device that is to take the place of a volume's.
+type Replacement struct {
+	Volume string // ID of the volume
+	Parent string // ID of the device that it is made of; may be empty
+	Size   int64  // of its content, bytes; it grows to that of the volume if that is larger
+
+	// Fill makes the device, which does not exist yet, with this record, in the volume's pool. It holds no lock.
+	Fill func(ctx context.Context, dst blockdev.ID, record blockdev.Record) error
+
+	// Change, which may be nil, changes what the volume's record says of its content.
+	Change func(*metadata.Volume)
+}
+
+// Replace makes a device and has it take the place of an unused volume's, in one transaction. What it replaces becomes a
+// snapshot, which is returned, or is discarded. It fails as Restore does; a crash leaves the old state or the new one.
+func (m *Manager) Replace(ctx context.Context, r Replacement, discard bool) (v metadata.Volume, old metadata.Snapshot, err error) {
+	m.volumes.MakeRoomFor(ctx, r.Volume)
+	v, err = m.ready(r.Volume)
 	if err != nil {
 		return v, old, err
 	}
@@ -48,24 +72,23 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	if err != nil {
 		return v, old, err
 	}
-	if err := refuseTruncated(ctx, pool, s); err != nil {
-		return v, old, err
-	}
 	if err := m.refuseHeld(ctx, v.ID); err != nil { // now, and not after a copy that may take a while
 		return v, old, err
 	}
+	incoming := metadata.Device{ID: string(blockdev.NewID()), Pool: v.Pool, Parent: r.Parent, Kind: metadata.KindIncoming, Size: r.Size}
+	defer m.work(incoming.ID)()
 	if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutDevice(incoming) }); err != nil {
 		return v, old, err
 	}
 	var u undo.Stack
 	defer u.Unwind(ctx, &err)
-	u.Push("copy snapshot", func(ctx context.Context) error { return m.dispose(ctx, pool, incoming.ID) })
-	record, err := m.volumes.Describe(successor(v, incoming.ID, metadata.Creating))
+	u.Push("make device", func(ctx context.Context) error { return m.dispose(ctx, pool, incoming.ID) })
+	record, err := m.volumes.Describe(r.successor(v, incoming.ID, metadata.Creating))
 	if err != nil {
 		return v, old, err
 	}
-	// All that takes long, before the volume is locked: the snapshot is pinned and does not change.
-	if err := cloneSealed(ctx, pool, blockdev.ID(incoming.ID), blockdev.ID(s.Device), record); err != nil {
+	// All that takes long, before the volume is locked.
+	if err := r.Fill(ctx, blockdev.ID(incoming.ID), record); err != nil {
 		return v, old, err
 	}
 	if err := pool.Sync(ctx, blockdev.ID(incoming.ID)); err != nil {
@@ -81,7 +104,7 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 		return v, old, err
 	}
 	defer m.work(v.Device)() // what is to be discarded is not abandoned
-	next, old, err := m.swap(ctx, pool, v, incoming, discard)
+	next, old, err := m.swap(ctx, pool, v, r.successor(v, incoming.ID, metadata.Ready), incoming, discard)
 	if err != nil {
 		return v, old, err
 	}
@@ -91,7 +114,7 @@ func (m *Manager) replace(ctx context.Context, s metadata.Snapshot, incoming met
 	} else {
 		err = m.keep(ctx, pool, old)
 	}
-	if err != nil { // the rollback itself is done
+	if err != nil { // the replacement itself is done
 		m.log.Error("replaced state of a volume not put away; it is tried again", "volume", v.Name, "device", v.Device, "error", err)
 	}
 	return next, old, nil
@@ -107,17 +130,20 @@ func (m *Manager) refuseHeld(ctx context.Context, id string) error {
 	return m.volumes.RefuseHeld(ctx, locked[0])
 }
 
-// successor is a volume's record after a rollback that gives it another device.
-func successor(v metadata.Volume, device string, state metadata.State) metadata.Volume {
+// successor is a volume's record after a replacement gave it another device.
+func (r Replacement) successor(v metadata.Volume, device string, state metadata.State) metadata.Volume {
 	v.Device, v.State = device, state
+	v.Size = max(v.Size, r.Size)
 	v.Rollbacks++
+	if r.Change != nil {
+		r.Change(&v)
+	}
 	return v
 }
 
-// swap gives the volume its new device, on the device first: a database that is lost just then comes back with the new
-// state. The old device becomes a snapshot that is being kept, or trash.
-func (m *Manager) swap(ctx context.Context, pool blockdev.Pool, v metadata.Volume, incoming metadata.Device, discard bool) (next metadata.Volume, old metadata.Snapshot, err error) {
-	next = successor(v, incoming.ID, metadata.Ready)
+// swap gives the volume its new record and device, on the device first: a database that is lost just then comes back with the
+// new state. The old device becomes a snapshot that is being kept, or trash.
+func (m *Manager) swap(ctx context.Context, pool blockdev.Pool, v, next metadata.Volume, incoming metadata.Device, discard bool) (_ metadata.Volume, old metadata.Snapshot, err error) {
 	record, err := m.volumes.Describe(next)
 	if err != nil {
 		return next, old, err

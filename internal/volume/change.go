@@ -17,9 +17,11 @@ type Change struct {
 	Protected    *bool
 	PreSnapshot  *[]string
 	PostSnapshot *[]string
+	Keep         *string // retention policy of its backups; empty for none of its own
+	NoBackup     *bool
 }
 
-// Set changes a volume's labels, protection and hooks, all or nothing.
+// Set changes what a Change names of a volume, all or nothing.
 func (m *Manager) Set(ctx context.Context, id string, c Change) (metadata.Volume, error) {
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
@@ -46,6 +48,12 @@ func (m *Manager) Set(ctx context.Context, id string, c Change) (metadata.Volume
 	}
 	if c.PostSnapshot != nil {
 		changed.PostSnapshot = *c.PostSnapshot
+	}
+	if c.Keep != nil {
+		changed.Keep = *c.Keep
+	}
+	if c.NoBackup != nil {
+		changed.NoBackup = *c.NoBackup
 	}
 	if err := m.replace(ctx, v, changed); err != nil {
 		return v, fmt.Errorf("set volume %q: %w", v.Name, err)

@@ -29,7 +29,14 @@ type Spec struct {
 	BlockSize    int
 	PreSnapshot  []string
 	PostSnapshot []string
-	Copy         *Copy // instead of an empty filesystem
+	Keep         string // retention policy of its backups; empty for none of its own
+	NoBackup     bool   // left out when all volumes are backed up
+	Copy         *Copy  // instead of an empty filesystem
+
+	// Of a restore: the backup's lineage and the parameters that its filesystem was made with.
+	Restore    *metadata.Restore
+	Lineage    string
+	MkfsParams []string
 }
 
 // A Copy says what a new volume is a copy of.
@@ -44,34 +51,16 @@ type Copy struct {
 // fault.ErrExists if there is one of this name, and waits for one that is just being made to know. Cut short by an
 // error it leaves nothing; cut short by a crash, recovery undoes it.
 func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err error) {
-	pool, known := m.pools[spec.Pool]
-	if !known {
-		return v, fault.Errorf(fault.ErrInvalid, "pool %q: not configured", spec.Pool)
-	}
-	if pool.Missing != nil {
-		return v, fault.Errorf(fault.ErrNotFound, "pool %q is missing: %w", spec.Pool, pool.Missing)
-	}
-	kind, err := fs.Lookup(spec.Filesystem)
+	pool, kind, err := m.placeFor(spec)
 	if err != nil {
 		return v, err
 	}
-	if err := kind.Available(); err != nil {
-		return v, err
-	}
-	id := string(blockdev.NewID())
-	v = metadata.Volume{
-		ID: id, Name: spec.Name, Lineage: id, Device: string(blockdev.NewID()),
-		Pool: pool.Name, PoolUUID: pool.UUID, Size: spec.Size,
-		Filesystem: kind.Name, MkfsParams: kind.Params(), BlockSize: spec.BlockSize,
-		UID: spec.UID, GID: spec.GID, Mode: spec.Mode, MountOptions: spec.MountOptions,
-		Labels: spec.Labels, Protected: spec.Protected, PreSnapshot: spec.PreSnapshot, PostSnapshot: spec.PostSnapshot,
-		State: metadata.Creating, Created: time.Now().UTC().Truncate(time.Millisecond),
-	}
+	v = newVolume(spec, pool, kind)
 	if spec.Copy != nil {
 		v.Lineage, v.MkfsParams = spec.Copy.Of.Lineage, spec.Copy.Of.MkfsParams
 	}
 	m.makeRoom(ctx, spec.Pool)
-	release, err := m.locks.acquire(ctx, id)
+	release, err := m.locks.acquire(ctx, v.ID)
 	if err != nil {
 		return v, err
 	}
@@ -92,22 +81,51 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 	return v, nil
 }
 
-// announce records a volume as being created. Where another of its name is being made or deleted just now, it
+// placeFor returns where a new volume is to be made and what its filesystem is.
+func (m *Manager) placeFor(spec Spec) (pool Pool, kind fs.Type, err error) {
+	pool, known := m.pools[spec.Pool]
+	if !known {
+		return pool, kind, fault.Errorf(fault.ErrInvalid, "pool %q: not configured", spec.Pool)
+	}
+	if pool.Missing != nil {
+		return pool, kind, fault.Errorf(fault.ErrNotFound, "pool %q is missing: %w", spec.Pool, pool.Missing)
+	}
+	if kind, err = fs.Lookup(spec.Filesystem); err == nil {
+		err = kind.Available()
+	}
+	return pool, kind, err
+}
+
+// newVolume returns the record of a new volume, with IDs of its own, in state creating.
+func newVolume(spec Spec, pool Pool, kind fs.Type) metadata.Volume {
+	id := string(blockdev.NewID())
+	return metadata.Volume{
+		ID: id, Name: spec.Name, Lineage: id, Device: string(blockdev.NewID()),
+		Pool: pool.Name, PoolUUID: pool.UUID, Size: spec.Size,
+		Filesystem: kind.Name, MkfsParams: kind.Params(), BlockSize: spec.BlockSize,
+		UID: spec.UID, GID: spec.GID, Mode: spec.Mode, MountOptions: spec.MountOptions,
+		Labels: spec.Labels, Protected: spec.Protected, PreSnapshot: spec.PreSnapshot, PostSnapshot: spec.PostSnapshot,
+		Keep: spec.Keep, NoBackup: spec.NoBackup,
+		State: metadata.Creating, Created: time.Now().UTC().Truncate(time.Millisecond),
+	}
+}
+
+// announce records a volume as being created or restored. Where another of its name is being made or deleted just now, it
 // waits for the outcome.
 func (m *Manager) announce(ctx context.Context, v metadata.Volume) error {
 	for {
 		var other metadata.Volume
 		err := m.store.Update(ctx, func(tx *metadata.Tx) error {
 			var err error
-			if other, err = tx.VolumeNamed(v.Name); err == nil && other.State == metadata.Ready {
-				return fault.Errorf(fault.ErrExists, "volume %q: exists already", v.Name)
+			if other, err = tx.VolumeNamed(v.Name); err == nil && settledDown(other.State) {
+				return errExists(other)
 			}
 			if err := tx.PutVolume(v); err != nil {
 				return err
 			}
 			return tx.PutDevice(metadata.Device{ID: v.Device, Pool: v.Pool, Kind: metadata.KindVolume, Size: v.Size})
 		})
-		if !fault.Is(err, fault.ErrExists) || other.State == metadata.Ready {
+		if !fault.Is(err, fault.ErrExists) || settledDown(other.State) {
 			return err
 		}
 		release, err := m.locks.acquire(ctx, other.ID)
@@ -120,6 +138,19 @@ func (m *Manager) announce(ctx context.Context, v metadata.Volume) error {
 			return NotReady(now) // its deletion failed, or the daemon died in it: a later try finishes it
 		}
 	}
+}
+
+// settledDown reports whether a volume in this state keeps its name until somebody deletes it.
+func settledDown(s metadata.State) bool {
+	return s == metadata.Ready || s == metadata.Restoring || s == metadata.Failed
+}
+
+// errExists refuses a new volume of the name of another one.
+func errExists(other metadata.Volume) error {
+	if other.State == metadata.Ready {
+		return fault.Errorf(fault.ErrExists, "volume %q: exists already", other.Name)
+	}
+	return fault.Errorf(fault.ErrExists, "volume %q: exists already: %w", other.Name, NotReady(other))
 }
 
 // fill makes the device and the filesystem of a volume that is being created.
@@ -338,6 +369,11 @@ func (m *Manager) Delete(ctx context.Context, id string, withSnapshots bool) err
 		return NotReady(v)
 	case v.State == metadata.Ready && v.Protected:
 		return fault.Errorf(fault.ErrProtected, "volume %q: is protected: run 'orlop set %s --unprotect' first", v.Name, v.Name)
+	case v.State == metadata.Restoring || v.State == metadata.Failed: // nobody can have mounted it
+		if err := m.beginRemoval(ctx, v, withSnapshots); err != nil {
+			return fmt.Errorf("delete volume %q: %w", v.Name, err)
+		}
+		v.State = metadata.Removing
 	case v.State == metadata.Ready:
 		err := m.store.View(func(tx *metadata.Tx) error { _, err := goesAlong(tx, v, withSnapshots, m.pinned); return err })
 		if err != nil {

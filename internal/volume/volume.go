@@ -160,8 +160,13 @@ func (m *Manager) acquireReady(ctx context.Context, id string) (metadata.Volume,
 
 // NotReady is the error of whoever needs a volume that is ready, and finds this one in another state.
 func NotReady(v metadata.Volume) error {
-	if v.State == metadata.Removing {
+	switch v.State {
+	case metadata.Removing:
 		return fault.Errorf(fault.ErrInUse, "volume %q: is being deleted", v.Name)
+	case metadata.Restoring:
+		return fault.Errorf(fault.ErrInUse, "volume %q: is being restored from %s", v.Name, v.Restore.URL)
+	case metadata.Failed:
+		return fault.Errorf(fault.ErrInUse, "volume %q: its restore from %s failed (%s): restore it again or delete it", v.Name, v.Restore.URL, v.Restore.Error)
 	}
 	return fault.Errorf(fault.ErrInUse, "volume %q: is %s", v.Name, v.State)
 }
