@@ -62,7 +62,7 @@ func (w *world) wantRemedy(err error, kind fault.Kind, remedy Remedy) {
 	w.t.Helper()
 	var e *Error
 	if !fault.Is(err, kind) || !errors.As(err, &e) || e.Remedy != remedy || e.Destination != w.at {
-		w.t.Errorf("%v: want kind %s and remedy %d", err, kind, remedy)
+		w.t.Errorf("%v: want kind %s and remedy %q", err, kind, remedy)
 	}
 }
 

@@ -1,19 +1,23 @@
 package destination
 
-import "fmt"
+import (
+	"fmt"
 
-// A Remedy is what may help against a failure.
-type Remedy int
+	"orlop/internal/fault"
+)
+
+// A Remedy is the code of what may help against a failure, see fault.Remedy.
+type Remedy string
 
 // The remedies. The callers name the commands.
 const (
-	InitRepository    Remedy = iota + 1 // make a repository, if none was ever made there
-	ReplaceRepository                   // make a new one in the place of one that is gone for good
-	GiveKey                             // give the key
-	ListBackups                         // look at the list of backups
-	ChooseBackup                        // choose a backup of Volume by its ID
-	VerifyRepository                    // verify the repository
-	VerifyData                          // verify it with all its data
+	InitRepository    Remedy = "init_repository"    // make a repository, if none was ever made there
+	ReplaceRepository Remedy = "replace_repository" // make a new one in the place of one that is gone for good
+	GiveKey           Remedy = "give_key"           // give the key
+	ListBackups       Remedy = "list_backups"       // look at the list of backups
+	ChooseBackup      Remedy = "choose_backup"      // choose a backup of Volume by its ID
+	VerifyRepository  Remedy = "verify_repository"  // verify the repository
+	VerifyData        Remedy = "verify_data"        // verify it with all its data
 )
 
 // An Error is a failure, or a warning, with a remedy. Its text is about the failure only, and whoever shows it appends
@@ -32,6 +36,11 @@ func (e *Error) Error() string { return e.err.Error() }
 
 // Unwrap returns the failure, which has the kind.
 func (e *Error) Unwrap() error { return e.err }
+
+// FaultRemedy returns the remedy for fault.RemedyOf.
+func (e *Error) FaultRemedy() fault.Remedy {
+	return fault.Remedy{Code: string(e.Remedy), Destination: e.Destination.String(), Volume: e.Volume, Encrypted: e.Encrypted}
+}
 
 // A StateError is the warning that a host cannot keep in Dir what it should remember of destinations. Work continues, but a
 // destination that was rolled back to an older state goes unnoticed.
