@@ -1,26 +1,26 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
 	"orlop/internal/backup/destination"
+	"orlop/internal/fault"
 )
 
 // withRemedy appends to an error of a destination the command that may help. It returns other errors as they are.
 func withRemedy(err error) error {
-	var e *destination.Error
-	if !errors.As(err, &e) {
+	r, ok := fault.RemedyOf(err)
+	if !ok {
 		return err
 	}
-	return fmt.Errorf("%w%s", err, remedy(e))
+	return fmt.Errorf("%w%s", err, remedy(r, strings.HasSuffix(err.Error(), "?")))
 }
 
-// remedy is the end of a message: what to type.
-func remedy(e *destination.Error) string {
-	at := e.Destination.Quoted()
-	switch e.Remedy {
+// remedy is the end of a message, which may end in a question: what to type.
+func remedy(e fault.Remedy, question bool) string {
+	at := quoted(e.Destination)
+	switch destination.Remedy(e.Code) {
 	case destination.InitRepository:
 		return fmt.Sprintf(" if no repository was ever made there, make one: orlop backup init %s --key-file FILE", at)
 	case destination.ReplaceRepository:
@@ -30,9 +30,9 @@ func remedy(e *destination.Error) string {
 		}
 		return fmt.Sprintf(" To make a new one in its place: orlop backup init %s --new %s", at, how)
 	case destination.GiveKey:
-		return ": use --key-file FILE, or set ORLOP_KEY_FILE"
+		return ": say --key-file FILE, or set ORLOP_KEY_FILE"
 	case destination.ListBackups:
-		if strings.HasSuffix(e.Error(), "?") {
+		if question {
 			return " see orlop backup list " + at
 		}
 		return ": see orlop backup list " + at

@@ -7,6 +7,7 @@ import (
 
 	urfave "github.com/urfave/cli/v2"
 
+	"orlop/internal/backup"
 	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
 	"orlop/internal/fault"
@@ -14,52 +15,82 @@ import (
 
 func (c *cli) backupRestoreCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "restore", Usage: "restore a backup to an image file and print its path", ArgsUsage: "URL --to-file IMAGE",
-		Description: "Needs no daemon. IMAGE must not exist; it appears once it is complete. Until then it is IMAGE.orlop-part, and the\n" +
-			"same command resumes an interrupted restore.\n" +
-			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --to-file /tmp/db.img --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "create `IMAGE`, a sparse file of the volume's size"}},
+		Name: "restore", Usage: "restore a backup to a new volume and print its name, or to a file", ArgsUsage: "URL|DEST [NAME]",
+		Description: "With --all DEST is a destination, and every volume in it is restored.\n" +
+			"The volume has the name of the one that was backed up, unless NAME is given. It appears when it is whole, and a restore\n" +
+			"that is interrupted resumes, also after a restart of the daemon. With --to-file no daemon is needed; until the file is\n" +
+			"whole it is IMAGE.orlop-part.\n" +
+			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
+		Flags: append([]urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "the image to make, sparse, of the volume's size"}}, restoreFlags()...),
 		Action: func(ctx *urfave.Context) error {
-			args, err := arguments(ctx, 1, 1)
+			if ctx.Bool("all") {
+				if ctx.IsSet("to-file") {
+					return fault.Errorf(fault.ErrInvalid, "backup restore: --all and --to-file exclude each other")
+				}
+				at, err := destinationOf(ctx)
+				if err != nil {
+					return err
+				}
+				return c.restoreAll(ctx, at)
+			}
+			args, err := arguments(ctx, 1, 2)
 			if err != nil {
 				return err
-			}
-			if ctx.String("to-file") == "" {
-				return fault.Errorf(fault.ErrInvalid, "backup restore: --to-file IMAGE is missing")
 			}
 			u, err := destination.ParseURL(args[0])
 			if err != nil {
 				return err
 			}
-			image, err := newFile(ctx, ctx.String("to-file"))
-			if err != nil {
-				return err
+			switch {
+			case ctx.IsSet("to-file") && len(args) == 2:
+				return fault.Errorf(fault.ErrInvalid, "backup restore: a name and --to-file exclude each other")
+			case ctx.IsSet("to-file"):
+				return c.restoreFile(ctx, u)
+			case len(args) == 2 && args[1] == "":
+				return emptyName("backup restore")
 			}
-			return c.openRepository(ctx, u.Destination, func(r *destination.Repository) error {
-				b, err := r.Find(ctx.Context, u, r.RememberedDamage().Hurts)
-				if err != nil {
-					return err
-				}
-				shown := c.newProgress("syncing")
-				done, err := r.RestoreFile(ctx.Context, b, image, shown.show)
-				shown.end()
-				if err != nil {
-					return err
-				}
-				if c.json {
-					return c.printEvent(restoredView{Event: "done", File: image, Backup: viewOf(r, b), Restored: done, Warnings: c.warned.all()})
-				}
-				return c.print(image, nil)
-			})
+			return c.restoreVolume(ctx, u, ctx.Args().Get(1))
 		},
 	}
 }
 
+// restoreFile restores a backup to an image file.
+func (c *cli) restoreFile(ctx *urfave.Context, u destination.URL) error {
+	if ctx.String("to-file") == "" {
+		return fault.Errorf(fault.ErrInvalid, "backup restore: --to-file needs the name of a file")
+	}
+	for _, name := range append([]string{"in-place", "discard-current"}, restoreOptions...) {
+		if ctx.IsSet(name) {
+			return fault.Errorf(fault.ErrInvalid, "backup restore: --%s goes with a volume, not with --to-file", name)
+		}
+	}
+	image, err := newFile(ctx, ctx.String("to-file"))
+	if err != nil {
+		return err
+	}
+	return c.openRepository(ctx, u.Destination, func(r *destination.Repository) error {
+		b, err := r.Find(ctx.Context, u, r.RememberedDamage().Hurts)
+		if err != nil {
+			return err
+		}
+		shown := c.newProgress("syncing")
+		done, err := r.RestoreFile(ctx.Context, b, image, shown.show)
+		shown.end()
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return c.printEvent(restoredView{Event: "done", File: image, Backup: backup.NewView(r, b), Restored: done, Warnings: c.warned.all()})
+		}
+		return c.print(image, nil)
+	})
+}
+
 // restoredView is what --json tells of a finished restore, after a progressEvent a second.
 type restoredView struct {
-	Event  string     `json:"event"` // "done"
-	File   string     `json:"file"`
-	Backup backupView `json:"backup"`
+	Event  string      `json:"event"` // "done"
+	File   string      `json:"file"`
+	Backup backup.View `json:"backup"`
 	repo.Restored
 
 	Warnings []string `json:"warnings"`

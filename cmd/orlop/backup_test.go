@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"orlop/internal/backup"
 	"orlop/internal/backup/repo"
 	"orlop/internal/backup/store/dirstore"
 	"orlop/internal/fault"
@@ -99,7 +100,7 @@ func contents(seed uint64) []byte {
 	return data
 }
 
-func (p *backupPlace) views(args ...string) (views []backupView) {
+func (p *backupPlace) views(args ...string) (views []backup.View) {
 	p.t.Helper()
 	text := p.must(append([]string{"--json", "backup", "list", p.dir, "--key-file", p.key}, args...)...)
 	if err := json.Unmarshal([]byte(text), &views); err != nil {
@@ -130,7 +131,7 @@ func TestBackupsAreListedInspectedRestoredAndDeleted(t *testing.T) {
 	if only := p.views("--volume-name", "web"); len(only) != 1 || only[0].URL != other {
 		t.Errorf("%+v", only)
 	}
-	if table := p.must("backup", "ls", p.dir, "--key-file", p.key); !strings.Contains(table, "VOLUME") || strings.Count(table, "\n") != 3 || !strings.Contains(table, v.ID[len("id-1."):][:8]) {
+	if table := p.must("backup", "ls", p.dir, "--key-file", p.key); !strings.Contains(table, "VOLUME") || strings.Count(table, "\n") != 3 || !strings.Contains(table, v.ID) {
 		t.Errorf("%s", table)
 	}
 	var detail backupDetail
@@ -226,7 +227,7 @@ func TestBadDestinationsAndURLs(t *testing.T) {
 		{[]string{"prune", empty}, 3, []string{"orlop backup init"}},
 		{[]string{"restore", empty + "?volume=db", "--to-file", image}, 3, []string{"orlop backup init"}},
 		{[]string{"restore", p.dir, "--to-file", image}, 2, []string{"which backup"}},
-		{[]string{"restore", url}, 2, []string{"--to-file"}},
+		{[]string{"restore", url, "--to-file", ""}, 2, []string{"--to-file"}},
 		{[]string{"restore", p.dir + "?volume=db", "--to-file", image}, 2, []string{"id-1", "id-2"}},
 		{[]string{"restore", p.dir + "?volume=no", "--to-file", image}, 3, []string{`"no"`}},
 		{[]string{"restore", p.dir + "?backup=a.b", "--to-file", image}, 3, []string{"a.b"}},
@@ -234,12 +235,12 @@ func TestBadDestinationsAndURLs(t *testing.T) {
 		{[]string{"restore", p.dir + "?volume=", "--to-file", image}, 2, nil},
 		{[]string{"restore", p.dir + "?volume=a&volume=b", "--to-file", image}, 2, nil},
 		{[]string{"restore", url + "x", "--to-file", image}, 3, nil},
-		{[]string{"restore", url, "--to-file", filepath.Join(empty, "no", "image")}, 3, []string{"directory " + filepath.Join(empty, "no") + " does not exist"}},
-		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "image")}, 3, []string{p.key + " is not a directory"}},
-		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "no", "image")}, 3, []string{filepath.Join(p.key, "no") + " does not exist"}},
-		{[]string{"restore", url, "--to-file", empty + "/image/"}, 2, []string{"must name a file, not a directory"}},
-		{[]string{"restore", url, "--to-file", empty + "/"}, 2, []string{"must name a file, not a directory"}},
-		{[]string{"restore", url, "--to-file", empty}, 4, []string{empty + " already exists"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(empty, "no", "image")}, 3, []string{"directory " + filepath.Join(empty, "no") + " is not there"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "image")}, 3, []string{p.key + " is no directory"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "no", "image")}, 3, []string{filepath.Join(p.key, "no") + " is not there"}},
+		{[]string{"restore", url, "--to-file", empty + "/image/"}, 2, []string{"ends in a slash"}},
+		{[]string{"restore", url, "--to-file", empty + "/"}, 2, []string{"ends in a slash"}},
+		{[]string{"restore", url, "--to-file", empty}, 4, []string{empty + " is there already"}},
 		{[]string{"delete", p.dir + "?volume=db"}, 2, []string{"backup="}},
 		{[]string{"verify", p.dir, "--sample", "5"}, 2, []string{"5%"}},
 		{[]string{"verify", p.dir, "--sample", "0%"}, 2, nil},
@@ -342,7 +343,7 @@ func TestKeysThatDoNotFitAreRefused(t *testing.T) {
 	}{
 		{p.dir, other, 7, "wrong key"},
 		{p.dir, "", 2, "--key-file"},
-		{p.dir, filepath.Join(p.dir, "no"), 3, "does not exist"},
+		{p.dir, filepath.Join(p.dir, "no"), 3, "not there"},
 		{p.dir, open, 2, "chmod 600"},
 		{plain, p.key, 2, "not encrypted"},
 	} {
@@ -375,7 +376,7 @@ func TestPruneKeepsWhatThePolicySays(t *testing.T) {
 	if got := p.views(); len(got) != 6 {
 		t.Fatalf("without a policy %d are left", len(got))
 	}
-	if got := p.must("backup", "prune", p.dir, "--keep-last", "2", "--dry-run", "--key-file", p.key); len(p.views()) != 6 || strings.Count(got, "would delete") != 4 {
+	if got := p.must("backup", "prune", p.dir, "--keep-last", "2", "--dry-run", "--key-file", p.key); len(p.views()) != 6 || strings.Count(got, "would forget") != 4 {
 		t.Errorf("dry run: %s", got)
 	}
 	if got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--host", "h2", "--key-file", p.key); got.code != 3 || len(p.views()) != 6 {

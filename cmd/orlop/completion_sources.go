@@ -27,10 +27,11 @@ type source func(question) []candidate
 var sources = map[string]source{
 	"NAME": question.volumes, "VOLUME": question.volumes, "SNAP": question.snapshots, "ID": question.unknownDevices,
 	"FILE": question.files, "DEST": question.files, "URL": question.files,
+	"job inspect ID": question.jobs, "job wait ID": question.jobs, "job cancel ID": question.jobs, "backup restore NAME": question.nothing,
 	"create NAME": question.nothing, "device adopt NAME": question.nothing, "umount NAME": question.mountedVolumes,
 
 	"--socket": question.files, "--plugin-socket": question.files, "--control-socket": question.files,
-	"--key-file": question.files, "--to-file": question.files,
+	"--dest": question.directories, "--backup": question.files, "--key-file": question.files, "--to-file": question.files,
 	"--root": question.directories, "--mountpoint": question.directories,
 	"--fs": question.filesystems, "--default-fs": question.filesystems, "--mount-option": question.mountOptions,
 	"--pool": question.pools, "daemon --pool": oneOf("loop"),
@@ -42,7 +43,7 @@ var sources = map[string]source{
 var freeText = []string{
 	"--size", "--pool-size", "--default-size", "--uid", "--gid", "--label", "--name", "--plugin-name", "--host", "--sample",
 	"--pre-snapshot", "--post-snapshot", "--keep-within", "--keep-last", "--keep-hourly", "--keep-daily", "--keep-weekly",
-	"--keep-monthly", "--keep-yearly",
+	"--keep-monthly", "--keep-yearly", "--keep", "--ping", "--notify",
 }
 
 func (question) nothing() []candidate { return nil }
@@ -132,6 +133,16 @@ func (q question) unknownDevices() (found []candidate) {
 }
 
 // filters lists conditions on volumes, and behind "label=" the labels that volumes have.
+func (q question) jobs() (found []candidate) {
+	var jobs []daemon.JobView
+	if q.client.Get(q.ctx, "/jobs", nil, &jobs) == nil {
+		for _, j := range slices.Backward(jobs) {
+			found = append(found, candidate{j.ID, strings.TrimSpace(j.Kind + " " + j.Volume + ", " + j.State)})
+		}
+	}
+	return found
+}
+
 func (q question) filters() (found []candidate) {
 	if !strings.HasPrefix(q.current, "label=") {
 		return []candidate{{"label=", "volumes that have a label"}}

@@ -18,10 +18,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"orlop/blockdev/loop"
+	"orlop/internal/backup"
 	"orlop/internal/control/server"
 	product "orlop/internal/daemon"
 	"orlop/internal/docker"
 	"orlop/internal/fault"
+	"orlop/internal/job"
 	"orlop/internal/metrics"
 	runner "orlop/internal/run"
 	"orlop/internal/volume"
@@ -184,21 +186,39 @@ func assemble(ctx context.Context, s settings, store *metadata.Store, pools *poo
 	if err := volumes.Recover(ctx); err != nil {
 		return nil, m, fmt.Errorf("recover: %w", err)
 	}
-	m = managers{volumes, snapshot.New(snapshot.Config{Store: store, Volumes: volumes, RunHook: hooks(s, log), Log: log})}
-	if err := m.snapshots.Recover(ctx); err != nil {
+	snapshots := snapshot.New(snapshot.Config{Store: store, Volumes: volumes, RunHook: hooks(s, log), Log: log})
+	if err := snapshots.Recover(ctx); err != nil {
 		return nil, m, fmt.Errorf("recover: %w", err)
 	}
+	m = managers{volumes: volumes, snapshots: snapshots, jobs: job.New(store, log)}
+	if err := m.jobs.Recover(ctx); err != nil {
+		return nil, m, err
+	}
+	m.backups = backup.New(backup.Config{
+		Store: store, Volumes: volumes, Snapshots: snapshots, Jobs: m.jobs, StateDir: stateOf(log), Version: version, Log: log,
+	})
 	d, err := product.New(product.Config{
-		Version: version, Root: s.root, Store: store, Volumes: volumes, Snapshots: m.snapshots, Pools: pools.all,
+		Version: version, Root: s.root, Store: store, Volumes: volumes, Snapshots: m.snapshots, Jobs: m.jobs, Backups: m.backups, Pools: pools.all,
 		DefaultSize: s.defaultSize, DefaultFS: s.defaultFS, PluginName: s.pluginName,
 	})
 	return d, m, err
+}
+
+// stateOf returns where the daemon remembers backup destinations.
+func stateOf(log *slog.Logger) string {
+	dir, err := backupState()
+	if err != nil {
+		log.Warn("backup destinations are not remembered", "error", err)
+	}
+	return dir
 }
 
 // managers do work in the background.
 type managers struct {
 	volumes   *volume.Manager
 	snapshots *snapshot.Manager
+	jobs      *job.Manager
+	backups   *backup.Manager
 }
 
 // hookLimit is how long a command around a snapshot may take.
@@ -255,10 +275,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 	pluginServer := newServer(observed.Observe(docker.Handler(work, d, log)), log)
 	shutdown := func(ctx context.Context, detach bool) error {
 		if detach {
-			if err := m.volumes.SettleAll(ctx); err != nil {
-				return err
-			}
-			if err := pools.detach(ctx); err != nil {
+			if err := detachAll(ctx, m, pools); err != nil {
 				return err
 			}
 		}
@@ -288,15 +305,34 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 	for _, watch := range []func(context.Context){m.volumes.Run, m.volumes.WatchSpace, m.snapshots.Run} {
 		watchers.Go(func() { watch(background) })
 	}
+	if err := m.backups.Resume(work); err != nil {
+		log.Error("cannot resume restores", "error", err)
+	}
 	log.Info("ready", "version", version, "root", root, "plugin_socket", open.plugin.path, "control_socket", open.control.path, "metrics", open.metrics.path)
 	tellSystemd(log, daemon.SdNotifyReady)
 	<-ctx.Done()
 	tellSystemd(log, daemon.SdNotifyStopping)
 	log.Info("stopping; mounted volumes stay mounted")
 	cancelBackground()
+	m.jobs.Stop()
 	drain(cancelWork, log, pluginServer, controlServer, metricsServer)
 	watchers.Wait()
 	return group.Wait()
+}
+
+// detachAll ends all jobs, unmounts what nobody holds and frees the pools. If it fails, what jobs were doing is resumed.
+func detachAll(ctx context.Context, m managers, pools *poolSet) (err error) {
+	m.jobs.Stop()
+	defer func() {
+		if err != nil {
+			m.jobs.Continue()
+			err = errors.Join(err, m.backups.Resume(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := m.volumes.SettleAll(ctx); err != nil {
+		return err
+	}
+	return pools.detach(ctx)
 }
 
 // drain waits for the requests under way, and cancels them after drainLimit.

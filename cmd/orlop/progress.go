@@ -3,11 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
 
 	"orlop/internal/daemon"
 )
@@ -43,8 +45,13 @@ type progress struct {
 
 // newProgress begins to show work. After says what follows once all bytes are done; it may be empty. The caller ends it.
 func (c *cli) newProgress(after string) *progress {
-	c.shown = &progress{c: c, after: after, told: time.Now(), terminal: !c.json && isTerminal(c.stderr)}
-	return c.shown
+	p := &progress{c: c, after: after, told: time.Now()}
+	if file, ok := c.stderr.(*os.File); ok && !c.json {
+		_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
+		p.terminal = err == nil
+	}
+	c.shown = p
+	return p
 }
 
 // show tells how many bytes are done.

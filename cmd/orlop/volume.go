@@ -42,20 +42,8 @@ func (c *cli) create(ctx *urfave.Context) error {
 		return err
 	}
 	request := control.Request{Name: ctx.Args().First(), AutoName: len(args) == 0}
-	for _, kind := range daemon.OptionKinds {
-		if kind.NotAFlag || !ctx.IsSet(kind.Key) {
-			continue
-		}
-		values := []string{ctx.String(kind.Key)}
-		switch {
-		case kind.Repeats:
-			values = ctx.StringSlice(kind.Key)
-		case kind.Switch:
-			values = []string{strconv.FormatBool(ctx.Bool(kind.Key))}
-		}
-		for _, value := range values {
-			request.Options = append(request.Options, control.Setting{Key: kind.Key, Value: value})
-		}
+	if request.Options, err = settingsOf(ctx); err != nil {
+		return err
 	}
 	var view daemon.View
 	if err := c.client.Post(ctx.Context, "/volumes/create", request, &view); err != nil {
@@ -75,14 +63,45 @@ func (c *cli) warnOf(view daemon.View) {
 	}
 }
 
+// settingsOf reads the options of a new volume that a command was given. Relative paths become absolute: the daemon is
+// elsewhere.
+func settingsOf(ctx *urfave.Context) (settings []control.Setting, err error) {
+	for _, kind := range daemon.OptionKinds {
+		if kind.NotAFlag || !ctx.IsSet(kind.Key) || kind.Path && ctx.String(kind.Key) == "" {
+			continue
+		}
+		values := []string{ctx.String(kind.Key)}
+		switch {
+		case kind.Repeats:
+			values = ctx.StringSlice(kind.Key)
+		case kind.Switch:
+			values = []string{strconv.FormatBool(ctx.Bool(kind.Key))}
+		case kind.Key == "backup":
+			values[0], err = absoluteURL(values[0])
+		case kind.Path:
+			values[0], err = filepath.Abs(values[0])
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, value := range values {
+			settings = append(settings, control.Setting{Key: kind.Key, Value: value})
+		}
+	}
+	return settings, nil
+}
+
 func (c *cli) setCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "set", Usage: "change a volume's labels, protection and hooks", ArgsUsage: "NAME",
+		Name: "set", Usage: "change a volume's labels, protection, backup policy and hooks", ArgsUsage: "NAME",
 		Description: "Example: orlop set db --label tier=gold --label old= --protect",
 		Flags: []urfave.Flag{
 			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value; key= removes it"},
 			&urfave.BoolFlag{Name: "protect", Usage: "refuse to delete the volume"},
 			&urfave.BoolFlag{Name: "unprotect", Usage: "allow to delete the volume again"},
+			&urfave.StringFlag{Name: "keep", Usage: "retention policy of its backups, as in daily:7,weekly:4; empty to remove it"},
+			&urfave.BoolFlag{Name: "no-backup", Usage: "leave the volume out of 'backup run --all'"},
+			&urfave.BoolFlag{Name: "backup", Usage: "back the volume up again with 'backup run --all'"},
 			&urfave.StringFlag{Name: "pre-snapshot", Usage: "command to run on the host before each snapshot; empty to remove it"},
 			&urfave.StringFlag{Name: "post-snapshot", Usage: "command to run on the host after each snapshot; empty to remove it"},
 		},
@@ -99,7 +118,14 @@ func (c *cli) setCommand() *urfave.Command {
 			if on || ctx.Bool("unprotect") {
 				request.Protect = &on
 			}
-			for flag, field := range map[string]**string{"pre-snapshot": &request.PreSnapshot, "post-snapshot": &request.PostSnapshot} {
+			out := ctx.Bool("no-backup")
+			if out && ctx.Bool("backup") {
+				return fault.Errorf(fault.ErrInvalid, "set: --backup and --no-backup exclude each other")
+			}
+			if out || ctx.Bool("backup") {
+				request.NoBackup = &out
+			}
+			for flag, field := range map[string]**string{"pre-snapshot": &request.PreSnapshot, "post-snapshot": &request.PostSnapshot, "keep": &request.Keep} {
 				if ctx.IsSet(flag) {
 					line := ctx.String(flag)
 					*field = &line

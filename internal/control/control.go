@@ -42,6 +42,22 @@ type Request struct {
 	Volumes      []string  `json:"volumes,omitempty"`       // new snapshots: of which volumes
 	Discard      bool      `json:"discard,omitempty"`       // restore of a snapshot: do not keep what it replaces
 	Detach       bool      `json:"detach,omitempty"`        // shutdown
+	Keep         *string   `json:"keep,omitempty"`          // set: retention policy of the volume's backups, or empty to have none
+	NoBackup     *bool     `json:"no_backup,omitempty"`     // set
+	Job          string    `json:"job,omitempty"`           // cancel: ID of the job or the beginning of it
+	Destination  string    `json:"destination,omitempty"`   // backups
+	URL          string    `json:"url,omitempty"`           // restore: of the backup
+	KeyFile      string    `json:"key_file,omitempty"`      // backups: absolute path of the key on the daemon's host
+	Policy       string    `json:"policy,omitempty"`        // backup: retention for volumes that have no policy of their own
+	DropSnapshot bool      `json:"drop_snapshot,omitempty"` // backup: do not keep the snapshot for the next one
+	InPlace      bool      `json:"in_place,omitempty"`      // restore: to a volume that is there
+	Daily        bool      `json:"daily,omitempty"`         // collect: only if that was not done today
+}
+
+// Collecting answers a request to free what no backup needs.
+type Collecting struct {
+	Due bool            `json:"due"` // false: it was done lately
+	Job json.RawMessage `json:"job,omitempty"`
 }
 
 // Mounted answers mount.
@@ -63,15 +79,28 @@ type Version struct {
 // ErrorBody is the body of every answer that is not a success.
 type ErrorBody struct {
 	Error struct {
-		Kind    fault.Kind `json:"kind"`
-		Message string     `json:"message"`
+		Kind    fault.Kind    `json:"kind"`
+		Message string        `json:"message"`
+		Remedy  *fault.Remedy `json:"remedy,omitempty"`
 	} `json:"error"`
 }
 
 // NewErrorBody returns the body that tells of err.
 func NewErrorBody(err error) (b ErrorBody) {
 	b.Error.Kind, b.Error.Message = fault.KindOf(err), err.Error()
+	if remedy, ok := fault.RemedyOf(err); ok {
+		b.Error.Remedy = &remedy
+	}
 	return b
+}
+
+// Err returns the error that a body tells of.
+func (b ErrorBody) Err() error {
+	err := fault.Errorf(b.Error.Kind, "%s", b.Error.Message)
+	if b.Error.Remedy != nil {
+		err = fault.WithRemedy(err, *b.Error.Remedy)
+	}
+	return err
 }
 
 // A Client talks to a daemon. It is safe for concurrent use.
@@ -148,7 +177,7 @@ func (c *Client) refusal(response *http.Response, body []byte) error {
 	if err := json.Unmarshal(body, &failure); err != nil || failure.Error.Message == "" {
 		return fmt.Errorf("daemon at %s: %s", c.socket, response.Status)
 	}
-	return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
+	return failure.Err()
 }
 
 // Stream asks for a path below Prefix and calls fn with each whole line of the answer, JSON each. It fails as Get does, and
@@ -177,7 +206,7 @@ func (c *Client) Stream(ctx context.Context, path string, query url.Values, fn f
 		}
 		var failure ErrorBody
 		if bytes.HasPrefix(line, []byte(`{"error"`)) && json.Unmarshal(line, &failure) == nil {
-			return fault.Errorf(failure.Error.Kind, "%s", failure.Error.Message)
+			return failure.Err()
 		}
 		if err := fn(line); err != nil {
 			return err

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"orlop/blockdev"
+	"orlop/internal/backup"
 	"orlop/internal/fault"
+	"orlop/internal/job"
 	"orlop/internal/volume"
 	"orlop/metadata"
 	"orlop/snapshot"
@@ -37,6 +39,8 @@ type Config struct {
 	Store       *metadata.Store
 	Volumes     *volume.Manager
 	Snapshots   *snapshot.Manager
+	Jobs        *job.Manager
+	Backups     *backup.Manager
 	Pools       []Pool // the first is the default
 	DefaultSize int64  // bytes; rounded up to whole blocks
 	DefaultFS   string
@@ -51,6 +55,8 @@ type Daemon struct {
 	store       *metadata.Store
 	volumes     *volume.Manager
 	snapshots   *snapshot.Manager
+	jobs        *job.Manager
+	backups     *backup.Manager
 	pools       []Pool
 	defaultSize int64
 	defaultFS   string
@@ -62,15 +68,32 @@ type Daemon struct {
 // New returns a Daemon on c. It fails with fault.ErrInvalid if the defaults cannot be used for a volume.
 func New(c Config) (*Daemon, error) {
 	d := &Daemon{
-		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, snapshots: c.Snapshots, pools: c.Pools,
+		version: c.Version, root: c.Root, store: c.Store, volumes: c.Volumes, snapshots: c.Snapshots, jobs: c.Jobs, backups: c.Backups, pools: c.Pools,
 		defaultSize: volume.RoundUp(c.DefaultSize), defaultFS: c.DefaultFS, pluginName: c.PluginName, started: time.Now(),
 	}
 	return d, CheckDefaults(c.DefaultFS, c.DefaultSize)
 }
 
-// Create makes a volume and returns what inspect shows.
+// Create makes a volume and returns what inspect shows. One that is restored from a backup is whole then.
 func (d *Daemon) Create(ctx context.Context, name string, options []Option) (View, error) {
-	spec, from, err := d.spec(name, options)
+	return d.create(ctx, name, options, false)
+}
+
+func (d *Daemon) create(ctx context.Context, name string, options []Option, docker bool) (View, error) {
+	if err := checkName(name); err != nil {
+		return View{}, err
+	}
+	spec, err := d.parseOptions(name, options)
+	if err != nil {
+		return View{}, err
+	}
+	if spec.given["backup"] {
+		if err := d.createFromBackup(ctx, spec, docker); err != nil {
+			return View{}, err
+		}
+		return d.Inspect(ctx, name)
+	}
+	spec, from, err := d.complete(spec)
 	if err != nil {
 		return View{}, err
 	}
@@ -109,14 +132,15 @@ func (d *Daemon) EnsureDocker(ctx context.Context, name string, options map[stri
 	if err != nil {
 		return err
 	}
-	_, err = d.Create(ctx, name, list)
+	_, err = d.create(ctx, name, list, true)
 	if fault.Is(err, fault.ErrExists) {
 		return nil
 	}
 	return err
 }
 
-// exists tells whether there is a volume of this name that is ready.
+// exists reports whether there is a volume of this name that stays: one that is ready, or one that is being restored or whose
+// restore failed.
 func (d *Daemon) exists(name string) (bool, error) {
 	var v metadata.Volume
 	err := d.store.View(func(tx *metadata.Tx) (err error) {
@@ -126,7 +150,7 @@ func (d *Daemon) exists(name string) (bool, error) {
 	if fault.Is(err, fault.ErrNotFound) {
 		return false, nil
 	}
-	return err == nil && v.State == metadata.Ready, err
+	return err == nil && v.State != metadata.Creating && v.State != metadata.Removing, err
 }
 
 // resolve returns the ID of the volume that ref names: by its name, its ID, or the beginning of its ID.
@@ -172,7 +196,19 @@ func (d *Daemon) Delete(ctx context.Context, ref string, withSnapshots bool) err
 	if err != nil {
 		return err
 	}
-	return d.volumes.Delete(ctx, id, withSnapshots)
+	return d.delete(ctx, id, withSnapshots)
+}
+
+// delete deletes a volume, and first ends its restore if one runs: that may leave nothing.
+func (d *Daemon) delete(ctx context.Context, id string, withSnapshots bool) error {
+	if err := d.backups.CancelRestore(ctx, id); err != nil {
+		return err
+	}
+	err := d.volumes.Delete(ctx, id, withSnapshots)
+	if fault.Is(err, fault.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // RemoveDocker deletes the volume of exactly this name for Docker, unless it has snapshots of the user's. One that is
@@ -180,7 +216,7 @@ func (d *Daemon) Delete(ctx context.Context, ref string, withSnapshots bool) err
 func (d *Daemon) RemoveDocker(ctx context.Context, name string) error {
 	id, err := d.named(name)
 	if err == nil && id != "" {
-		err = d.volumes.Delete(ctx, id, false)
+		err = d.delete(ctx, id, false)
 	}
 	return err
 }
@@ -197,6 +233,9 @@ func (d *Daemon) MountDocker(ctx context.Context, name, holder string, gone func
 	}
 	if id == "" {
 		return "", fault.Errorf(fault.ErrNotFound, "volume %q: not found", name)
+	}
+	if err := d.awaitRestore(ctx, id); err != nil {
+		return "", err
 	}
 	return d.volumes.MountFor(ctx, id, holder, gone)
 }
@@ -303,11 +342,13 @@ type Change struct {
 	Protect      *bool
 	PreSnapshot  *string // command line; empty to remove it
 	PostSnapshot *string
+	Keep         *string // retention policy of its backups; empty to have none of its own
+	NoBackup     *bool
 }
 
-// Set changes a volume's labels, protection and hooks, all or nothing.
+// Set changes what a Change names of a volume, all or nothing.
 func (d *Daemon) Set(ctx context.Context, ref string, c Change) (View, error) {
-	change := volume.Change{Labels: map[string]string{}, Protected: c.Protect}
+	change := volume.Change{Labels: map[string]string{}, Protected: c.Protect, NoBackup: c.NoBackup}
 	for _, label := range c.Labels {
 		key, value, err := parseLabel(label)
 		if err != nil {
@@ -325,7 +366,14 @@ func (d *Daemon) Set(ctx context.Context, ref string, c Change) (View, error) {
 	if change.PostSnapshot, err = d.parseHook("post-snapshot", c.PostSnapshot); err != nil {
 		return View{}, err
 	}
-	if len(c.Labels) == 0 && c.Protect == nil && c.PreSnapshot == nil && c.PostSnapshot == nil {
+	if c.Keep != nil {
+		keep, err := parseKeep(*c.Keep)
+		if err != nil {
+			return View{}, err
+		}
+		change.Keep = &keep
+	}
+	if len(c.Labels) == 0 && c.Protect == nil && c.PreSnapshot == nil && c.PostSnapshot == nil && c.Keep == nil && c.NoBackup == nil {
 		return View{}, fault.Errorf(fault.ErrInvalid, "volume %q: nothing to set", ref)
 	}
 	id, err := d.resolve(ref)

@@ -7,7 +7,9 @@ import (
 
 	"orlop/blockdev"
 	"orlop/blockdev/blockdevtest"
+	"orlop/internal/backup"
 	"orlop/internal/daemon"
+	"orlop/internal/job"
 	"orlop/internal/volume"
 	"orlop/metadata"
 	"orlop/snapshot"
@@ -48,8 +50,11 @@ func newHouse(t *testing.T) *house {
 	h.volumes, err = volume.New(volume.Config{Root: h.root, Store: h.store, Pools: []volume.Pool{pool}, Boot: "boot", Log: log})
 	check(t, err)
 	h.snapshots = snapshot.New(snapshot.Config{Store: h.store, Volumes: h.volumes, Log: log})
+	jobs := job.New(h.store, log)
 	h.Daemon, err = daemon.New(daemon.Config{
-		Version: "1", Root: h.root, Store: h.store, Volumes: h.volumes, Snapshots: h.snapshots, DefaultSize: 1 << 30, DefaultFS: "ext4",
+		Version: "1", Root: h.root, Store: h.store, Volumes: h.volumes, Snapshots: h.snapshots, Jobs: jobs,
+		Backups:     backup.New(backup.Config{Store: h.store, Volumes: h.volumes, Snapshots: h.snapshots, Jobs: jobs, Log: log}),
+		DefaultSize: 1 << 30, DefaultFS: "ext4",
 		Pools: []daemon.Pool{{Pool: pool, Kind: "memory", Spec: "memory", BlockSize: 4096}},
 	})
 	check(t, err)

@@ -9,8 +9,10 @@ import (
 	"strings"
 
 	"orlop/fs"
+	"orlop/internal/backup/repo"
 	"orlop/internal/fault"
 	"orlop/internal/volume"
+	"orlop/metadata"
 )
 
 // An Option is one setting of a new volume as the user gave it: a flag of "orlop create" or an -o of Docker's.
@@ -27,6 +29,7 @@ type OptionKind struct {
 	Switch   bool // needs no value on the command line
 	NotAFlag bool // for Docker only
 	FlagOnly bool // not for Docker
+	Path     bool // a path on this host, or a URL that may be one: relative ones are the command line's
 	set      func(*CreateSpec, string) error
 }
 
@@ -35,6 +38,8 @@ type CreateSpec struct {
 	volume.Spec
 	driver    string
 	from      string // volume or snapshot to copy
+	backup    string // URL of a backup to restore
+	keyFile   string // with which that is opened
 	typedSize string
 	given     map[string]bool
 }
@@ -90,6 +95,24 @@ var OptionKinds = []OptionKind{
 	{Key: "protect", Help: "refuse to delete the volume until it is unprotected", Switch: true, set: func(s *CreateSpec, v string) (err error) {
 		if s.Protected, err = strconv.ParseBool(v); err != nil {
 			return fault.Errorf(fault.ErrInvalid, "protect %q: must be true or false", v)
+		}
+		return nil
+	}},
+	{Key: "backup", Help: "URL of a backup that the new volume is restored from", set: func(s *CreateSpec, v string) error {
+		s.backup = v
+		return nil
+	}},
+	{Key: "key-file", Help: "path on this host of the key of the backup's repository", Path: true, set: func(s *CreateSpec, v string) error {
+		s.keyFile = v
+		return nil
+	}},
+	{Key: "keep", Help: "retention policy of the volume's backups, as in daily:7,weekly:4", set: func(s *CreateSpec, v string) (err error) {
+		s.Keep, err = parseKeep(v)
+		return err
+	}},
+	{Key: "no-backup", Help: "leave the volume out when all volumes are backed up", Switch: true, set: func(s *CreateSpec, v string) (err error) {
+		if s.NoBackup, err = strconv.ParseBool(v); err != nil {
+			return fault.Errorf(fault.ErrInvalid, "no-backup %q: must be true or false", v)
 		}
 		return nil
 	}},
@@ -160,23 +183,46 @@ func optionKeys() []string {
 	return keys
 }
 
-// spec reads a new volume's name and options, fills in the defaults, or for a copy what it inherits, and checks what
-// depends on each other. It fails with fault.ErrInvalid, naming the value and what is allowed.
-func (d *Daemon) spec(name string, options []Option) (CreateSpec, origin, error) {
+// parseKeep reads a retention policy and returns it in its usual spelling.
+func parseKeep(text string) (string, error) {
+	policy, err := repo.ParsePolicy(text)
+	return policy.String(), err
+}
+
+// parseOptions reads a new volume's options beside the defaults. The name may be empty here.
+func (d *Daemon) parseOptions(name string, options []Option) (CreateSpec, error) {
 	s := CreateSpec{Spec: volume.Spec{Name: name, Size: d.defaultSize, Filesystem: d.defaultFS, Mode: 0o755}, given: map[string]bool{}}
-	if err := checkName(name); err != nil {
-		return s, origin{}, err
-	}
 	for _, option := range options {
 		if err := s.apply(option); err != nil {
-			return s, origin{}, err
+			return s, err
 		}
 		i := slices.IndexFunc(OptionKinds, func(k OptionKind) bool { return k.Key == option.Key })
 		if i >= 0 && !OptionKinds[i].Repeats && s.given[option.Key] {
-			return s, origin{}, fault.Errorf(fault.ErrInvalid, "option %q: given twice", option.Key)
+			return s, fault.Errorf(fault.ErrInvalid, "option %q: given twice", option.Key)
 		}
 		s.given[option.Key] = true
 	}
+	if s.given["key-file"] && !s.given["backup"] {
+		return s, fault.Errorf(fault.ErrInvalid, "option %q: only with %q", "key-file", "backup")
+	}
+	return s, nil
+}
+
+// spec reads a new volume's name and options, and completes them.
+func (d *Daemon) spec(name string, options []Option) (CreateSpec, origin, error) {
+	if err := checkName(name); err != nil {
+		return CreateSpec{}, origin{}, err
+	}
+	s, err := d.parseOptions(name, options)
+	if err != nil {
+		return s, origin{}, err
+	}
+	return d.complete(s)
+}
+
+// complete fills in what a copy inherits, and checks what depends on each other. It fails with fault.ErrInvalid, naming the
+// value and what is allowed.
+func (d *Daemon) complete(s CreateSpec) (CreateSpec, origin, error) {
 	var from origin
 	if s.given["from"] {
 		var err error
@@ -200,19 +246,27 @@ func (d *Daemon) spec(name string, options []Option) (CreateSpec, origin, error)
 // inherit fills in what a copy has of its origin, and refuses what a copy cannot have.
 func (s *CreateSpec) inherit(from origin) error {
 	v := from.volume
-	if s.given["fs"] && s.Filesystem != v.Filesystem {
-		return fault.Errorf(fault.ErrInvalid, "fs %q: a copy of %s keeps its filesystem, %s", s.Filesystem, s.from, v.Filesystem)
-	}
 	if s.given["pool"] && s.Pool != v.Pool {
 		return fault.Errorf(fault.ErrInvalid, "pool %q: a copy of %s is made in its pool, %q", s.Pool, s.from, v.Pool)
 	}
-	if s.given["size"] && s.Size < from.size {
-		return fault.Errorf(fault.ErrInvalid, "size %q: a copy of %s needs at least %s", s.typedSize, s.from, volume.Bytes(from.size))
+	setOwner := s.given["uid"] || s.given["gid"] || s.given["mode"]
+	s.Pool, s.given["pool"] = v.Pool, true
+	s.Copy = &volume.Copy{SetOwner: setOwner}
+	return s.inheritAll(s.from, v, from.size)
+}
+
+// inheritAll fills in what a copy or a restored volume has of its origin, a volume whose content has size bytes, and refuses
+// what it cannot have.
+func (s *CreateSpec) inheritAll(of string, v metadata.Volume, size int64) error {
+	if s.given["fs"] && s.Filesystem != v.Filesystem {
+		return fault.Errorf(fault.ErrInvalid, "fs %q: a copy of %s keeps its filesystem, %s", s.Filesystem, of, v.Filesystem)
+	}
+	if s.given["size"] && s.Size < size {
+		return fault.Errorf(fault.ErrInvalid, "size %q: a copy of %s needs at least %s", s.typedSize, of, volume.Bytes(size))
 	}
 	if !s.given["size"] {
-		s.Size = from.size
+		s.Size = size
 	}
-	setOwner := s.given["uid"] || s.given["gid"] || s.given["mode"]
 	if !s.given["uid"] {
 		s.UID = v.UID
 	}
@@ -230,8 +284,7 @@ func (s *CreateSpec) inherit(from origin) error {
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, s.Labels)
-	s.Filesystem, s.Pool, s.given["pool"], s.Labels = v.Filesystem, v.Pool, true, labels
-	s.Copy = &volume.Copy{SetOwner: setOwner}
+	s.Filesystem, s.Labels = v.Filesystem, labels
 	return checkLabelCount(labels)
 }
 

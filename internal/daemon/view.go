@@ -41,7 +41,10 @@ type View struct {
 	PreSnapshot  []string          `json:"pre_snapshot,omitempty"`
 	PostSnapshot []string          `json:"post_snapshot,omitempty"`
 	Snapshots    []SnapshotView    `json:"snapshots"`
-	LastBackup   *struct{}         `json:"last_backup"`
+	Keep         string            `json:"keep"`      // retention policy of its backups, if it has one of its own
+	NoBackup     bool              `json:"no_backup"` // left out when all volumes are backed up
+	LastBackup   *BackupRef        `json:"last_backup"`
+	Restore      *RestoreView      `json:"restore,omitempty"`     // the backup that it came from, or is being filled from
 	ReadOnly     bool              `json:"read_only"`             // mounted, and went read-only after an error
 	WantedSize   int64             `json:"wanted_size,omitempty"` // bytes to which it could not be grown; Size is what it has
 	*FillView                      // absent while it is not mounted
@@ -68,6 +71,7 @@ type facts struct {
 	holders   []metadata.Holder
 	snapshots []metadata.Snapshot
 	growth    *metadata.FailedGrowth
+	backups   []metadata.BackupStatus
 }
 
 // readFacts reads what there is of a volume besides its record.
@@ -79,7 +83,10 @@ func readFacts(tx *metadata.Tx, v metadata.Volume) (f facts, err error) {
 	if f.growth, err = failedGrowth(tx, v); err != nil {
 		return f, err
 	}
-	f.snapshots, err = tx.Snapshots(v.ID)
+	if f.snapshots, err = tx.Snapshots(v.ID); err != nil {
+		return f, err
+	}
+	f.backups, err = tx.Backups(v.ID)
 	return f, err
 }
 
@@ -101,7 +108,8 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 		Holders: []HolderView{}, Created: v.Created.UTC().Format(time.RFC3339Nano),
 		Labels: v.Labels, MountOptions: v.MountOptions, Protected: v.Protected, State: string(v.State),
 		PreSnapshot: v.PreSnapshot, PostSnapshot: v.PostSnapshot,
-		Snapshots: []SnapshotView{}, device: v.Device,
+		Snapshots: []SnapshotView{}, Keep: v.Keep, NoBackup: v.NoBackup, LastBackup: lastBackup(f.backups), Restore: d.restoreView(v),
+		device: v.Device,
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -133,6 +141,9 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 		if view.ungrown = view.Problem == ""; view.ungrown {
 			view.Problem = fmt.Sprintf("its filesystem could not be grown to %s and has %s still: %s", Bytes(v.Size), Bytes(f.growth.Size), f.growth.Problem)
 		}
+	}
+	if v.State == metadata.Failed {
+		view.Problem = "its restore failed: " + v.Restore.Error
 	}
 	if view.Problem != "" && v.State == metadata.Ready {
 		view.State = degraded
@@ -244,13 +255,21 @@ func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
 		if err != nil {
 			return err
 		}
+		statuses, err := tx.Backups("")
+		if err != nil {
+			return err
+		}
+		backups := map[string][]metadata.BackupStatus{}
+		for _, s := range statuses {
+			backups[s.Volume] = append(backups[s.Volume], s)
+		}
 		return tx.Names(func(name string) error {
 			v, err := tx.VolumeNamed(name)
 			if err != nil || !pass(v) {
 				return err
 			}
 			growth, err := failedGrowth(tx, v)
-			all = append(all, facts{v, holders[v.ID], snapshots[v.ID], growth})
+			all = append(all, facts{v, holders[v.ID], snapshots[v.ID], growth, backups[v.ID]})
 			return err
 		})
 	})

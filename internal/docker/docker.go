@@ -172,6 +172,12 @@ func (a adapter) get(ctx context.Context, r volume.GetRequest) (any, error) {
 	if view.Kept {
 		status["kept"] = "mounted without a holder because something uses it still"
 	}
+	if view.LastBackup != nil {
+		status["last_backup"] = view.LastBackup.Created
+	}
+	if view.Restore != nil && view.Restore.Total > 0 {
+		status["restored"] = daemon.Bytes(view.Restore.Done) + " of " + daemon.Bytes(view.Restore.Total)
+	}
 	if len(view.Warnings) > 0 {
 		status["warnings"] = view.Warnings
 	}

@@ -18,8 +18,10 @@ import (
 
 	"orlop/blockdev"
 	"orlop/blockdev/blockdevtest"
+	"orlop/internal/backup"
 	"orlop/internal/daemon"
 	"orlop/internal/docker"
+	"orlop/internal/job"
 	"orlop/internal/volume"
 	"orlop/metadata"
 	"orlop/snapshot"
@@ -57,9 +59,12 @@ func newPlugin(t *testing.T) *plugin {
 		t.Fatal(err)
 	}
 	p.snapshots = snapshot.New(snapshot.Config{Store: store, Volumes: volumes, Log: log})
+	jobs := job.New(store, log)
 	d, err := daemon.New(daemon.Config{
-		Version: "test", Root: p.root, Store: store, Volumes: volumes, Snapshots: p.snapshots, PluginName: "orlop",
-		Pools: []daemon.Pool{{Pool: pool, Kind: "loop", Spec: "loop", BlockSize: 4096}}, DefaultSize: 1 << 30, DefaultFS: "ext4",
+		Version: "test", Root: p.root, Store: store, Volumes: volumes, Snapshots: p.snapshots, Jobs: jobs,
+		Backups:    backup.New(backup.Config{Store: store, Volumes: volumes, Snapshots: p.snapshots, Jobs: jobs, Log: log}),
+		PluginName: "orlop",
+		Pools:      []daemon.Pool{{Pool: pool, Kind: "loop", Spec: "loop", BlockSize: 4096}}, DefaultSize: 1 << 30, DefaultFS: "ext4",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -16,9 +16,11 @@ import (
 
 	"orlop/blockdev"
 	"orlop/blockdev/blockdevtest"
+	"orlop/internal/backup"
 	"orlop/internal/control/server"
 	"orlop/internal/daemon"
 	"orlop/internal/docker"
+	"orlop/internal/job"
 	"orlop/internal/metrics"
 	"orlop/internal/volume"
 	"orlop/metadata"
@@ -55,8 +57,11 @@ func newHouse(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	snapshots := snapshot.New(snapshot.Config{Store: store, Volumes: volumes, Log: log})
+	jobs := job.New(store, log)
 	d, err := daemon.New(daemon.Config{
-		Version: "1.2.3", Root: root, Store: store, Volumes: volumes, Snapshots: snapshots, DefaultSize: 1 << 30, DefaultFS: "ext4", PluginName: "orlop",
+		Version: "1.2.3", Root: root, Store: store, Volumes: volumes, Snapshots: snapshots, Jobs: jobs,
+		Backups:     backup.New(backup.Config{Store: store, Volumes: volumes, Snapshots: snapshots, Jobs: jobs, Log: log}),
+		DefaultSize: 1 << 30, DefaultFS: "ext4", PluginName: "orlop",
 		Pools: []daemon.Pool{{Pool: pool, Kind: "loop", Spec: "loop", BlockSize: 4096}},
 	})
 	if err != nil {

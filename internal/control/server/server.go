@@ -47,20 +47,16 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		return d.Inspect(r.Context(), r.URL.Query().Get("name"))
 	})
 	post("/volumes/create", func(ctx context.Context, q control.Request) (any, error) {
-		options := make([]daemon.Option, len(q.Options))
-		for i, o := range q.Options {
-			options[i] = daemon.Option(o)
-		}
 		if q.AutoName {
 			q.Name = daemon.NewName()
 		}
-		return d.Create(ctx, q.Name, options)
+		return d.Create(ctx, q.Name, optionsOf(q))
 	})
 	post("/volumes/delete", func(ctx context.Context, q control.Request) (any, error) {
 		return struct{}{}, d.Delete(ctx, q.Name, q.Snapshots)
 	})
 	post("/volumes/set", func(ctx context.Context, q control.Request) (any, error) {
-		return d.Set(ctx, q.Name, daemon.Change{Labels: q.Labels, Protect: q.Protect, PreSnapshot: q.PreSnapshot, PostSnapshot: q.PostSnapshot})
+		return d.Set(ctx, q.Name, daemon.Change{Labels: q.Labels, Protect: q.Protect, PreSnapshot: q.PreSnapshot, PostSnapshot: q.PostSnapshot, Keep: q.Keep, NoBackup: q.NoBackup})
 	})
 	post("/volumes/mount", func(ctx context.Context, q control.Request) (any, error) {
 		path, err := d.Mount(ctx, q.Name, q.Mountpoint)
@@ -94,6 +90,40 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 			return d.DiffSnapshots(r.Context(), r.URL.Query()["name"], func(e daemon.ExtentView) error { return line(e) })
 		})
 	})
+	post("/backups/create", func(ctx context.Context, q control.Request) (any, error) {
+		return d.Backup(ctx, daemon.BackupOrder{
+			Subject: q.Name, Destination: q.Destination, KeyFile: q.KeyFile, Policy: q.Policy, DropSnapshot: q.DropSnapshot,
+		})
+	})
+	post("/backups/check", func(ctx context.Context, q control.Request) (any, error) {
+		return struct{}{}, d.CheckDestination(ctx, q.Destination, q.KeyFile)
+	})
+	post("/backups/restore", func(ctx context.Context, q control.Request) (any, error) {
+		return d.Restore(ctx, daemon.RestoreOrder{
+			URL: q.URL, KeyFile: q.KeyFile, Name: q.Name, Options: optionsOf(q), InPlace: q.InPlace, Discard: q.Discard,
+		})
+	})
+	post("/backups/collect", func(ctx context.Context, q control.Request) (any, error) {
+		job, due, err := d.CollectBackups(ctx, q.Destination, q.KeyFile, q.Daily)
+		if err != nil || !due {
+			return control.Collecting{}, err
+		}
+		raw, err := json.Marshal(job)
+		return control.Collecting{Due: true, Job: raw}, err
+	})
+	get("/jobs", func(*http.Request) (any, error) { return d.Jobs() })
+	get("/jobs/inspect", func(r *http.Request) (any, error) { return d.Job(r.URL.Query().Get("id")) })
+	mux.HandleFunc("GET "+control.Prefix+"/jobs/follow", func(w http.ResponseWriter, r *http.Request) {
+		stream(w, func(line func(any) error) error {
+			return d.FollowJob(r.Context(), r.URL.Query().Get("id"), func(j daemon.JobView) error {
+				if err := line(j); err != nil {
+					return err
+				}
+				return http.NewResponseController(w).Flush()
+			})
+		})
+	})
+	post("/jobs/cancel", func(ctx context.Context, q control.Request) (any, error) { return d.CancelJob(ctx, q.Job) })
 	get("/doctor", func(r *http.Request) (any, error) { return d.Doctor(r.Context()) })
 	post("/devices/adopt", func(ctx context.Context, q control.Request) (any, error) {
 		return d.Adopt(ctx, q.Device, q.Name)
@@ -108,6 +138,15 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		answer(w)(nil, fault.Errorf(fault.ErrNotFound, "%s %s: no such request: is the daemon older than this command?", r.Method, r.URL.Path))
 	})
 	return mux
+}
+
+// optionsOf returns the options of a new volume.
+func optionsOf(q control.Request) []daemon.Option {
+	options := make([]daemon.Option, len(q.Options))
+	for i, o := range q.Options {
+		options[i] = daemon.Option(o)
+	}
+	return options
 }
 
 // decode reads a request. A field that this daemon does not know is refused, not ignored.
@@ -137,7 +176,7 @@ func decode(w http.ResponseWriter, r *http.Request) (control.Request, error) {
 // an ordinary answer; a later one is the last line.
 func stream(w http.ResponseWriter, do func(line func(any) error) error) {
 	begun := false
-	encoder := json.NewEncoder(w)
+	encoder := encoderTo(w)
 	err := do(func(value any) error {
 		if !begun {
 			begun = true
@@ -165,6 +204,13 @@ func answer(w http.ResponseWriter) func(any, error) {
 			w.WriteHeader(status(err))
 			response = control.NewErrorBody(err)
 		}
-		_ = json.NewEncoder(w).Encode(response) // a client that is gone cannot be told
+		_ = encoderTo(w).Encode(response) // a client that is gone cannot be told
 	}
+}
+
+// encoderTo returns an encoder that leaves the & of a URL as it is: people read these answers.
+func encoderTo(w io.Writer) *json.Encoder {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	return encoder
 }
