@@ -115,7 +115,7 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 			return s, fault.Errorf(fault.ErrInvalid, "--pool-size %s: must be at least %s", size, product.Bytes(loop.MinSize))
 		}
 	}
-	s.pools, err = parsePools(ctx.StringSlice("pool"))
+	s.pools, err = parsePools(splitPools(ctx.StringSlice("pool"), os.Getenv("ORLOP_POOL")))
 	return s, err
 }
 

@@ -18,7 +18,10 @@ func checkMetricsAddress(address string) error {
 		return nil
 	}
 	host, port, err := net.SplitHostPort(address)
-	if err == nil && host != "" && host != "localhost" {
+	if err == nil && host == "" {
+		return fault.Errorf(fault.ErrInvalid, "--metrics %q: would listen on every address of the host, without a password: use 127.0.0.1:%s, or 0.0.0.0:%s if every address is meant", address, port, port)
+	}
+	if err == nil && host != "localhost" {
 		_, err = netip.ParseAddr(host)
 	}
 	if err == nil {

@@ -12,14 +12,14 @@ func TestDaemonRefusesMetricsAddressesThatAreNone(t *testing.T) {
 	root := t.TempDir()
 	for _, address := range []string{
 		"9464", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", "300.0.0.1:9464", "host:9464",
-		"::1:9464", "[::1]", "http://127.0.0.1:9464", "/run/metrics.sock", " ",
+		"::1:9464", "[::1]", "http://127.0.0.1:9464", "/run/metrics.sock", " ", ":9464",
 	} {
 		got := invoke("daemon", "--root", root, "--metrics", address)
 		if got.code != 2 || !strings.Contains(got.stderr, "--metrics") || !strings.Contains(got.stderr, "127.0.0.1:9464") {
 			t.Errorf("--metrics %q: want exit code 2 and a message with an example\n%s", address, got)
 		}
 	}
-	for _, address := range []string{"", "127.0.0.1:9464", ":9464", "localhost:0", "[::1]:9464", "0.0.0.0:65535"} {
+	for _, address := range []string{"", "127.0.0.1:9464", "localhost:0", "[::1]:9464", "0.0.0.0:65535"} {
 		if err := checkMetricsAddress(address); err != nil {
 			t.Errorf("%q: %v", address, err)
 		}
@@ -38,5 +38,20 @@ func TestBusyMetricsPortIsNamed(t *testing.T) {
 	}
 	if _, err := listenMetrics("192.0.2.1:9464"); !fault.Is(err, fault.ErrInvalid) {
 		t.Errorf("listen at another host's address: %v", err)
+	}
+}
+
+func TestPoolsOfTheEnvironmentAreSeparatedByCommas(t *testing.T) {
+	for _, test := range []struct {
+		given    []string
+		variable string
+		want     int
+	}{
+		{nil, "", 1}, {[]string{""}, "", 1}, {[]string{"loop,fast=loop:/nvme"}, "loop,fast=loop:/nvme", 2}, {[]string{"loop, fast=loop:/nvme"}, "loop, fast=loop:/nvme", 2},
+		{[]string{"loop:/a,b"}, "", 1}, {[]string{"loop", "fast=loop:/nvme"}, "other", 2},
+	} {
+		if pools, err := parsePools(splitPools(test.given, test.variable)); err != nil || len(pools) != test.want {
+			t.Errorf("%q with ORLOP_POOL=%q: %v, %v", test.given, test.variable, pools, err)
+		}
 	}
 }

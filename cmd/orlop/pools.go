@@ -31,6 +31,14 @@ func (p poolSpec) String() string {
 
 const poolHelp = "use [NAME=]loop or [NAME=]loop:DIR"
 
+// splitPools splits the value of the environment's variable, which has a comma between pools. A flag has one pool.
+func splitPools(given []string, variable string) []string {
+	if len(given) == 1 && given[0] == variable {
+		return strings.FieldsFunc(variable, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	return given
+}
+
 func parsePools(texts []string) ([]poolSpec, error) {
 	if len(texts) == 0 {
 		texts = []string{"loop"}

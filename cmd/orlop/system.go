@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -57,14 +59,17 @@ func (c *cli) versionCommand() *urfave.Command {
 			err := c.client.Get(ctx.Context, "/version", nil, &daemonSide)
 			if err == nil {
 				both.Daemon = &daemonSide
-			} else if !fault.Is(err, fault.ErrUnreachable) {
+			} else if !fault.Is(err, fault.ErrUnreachable) && !errors.Is(err, os.ErrPermission) {
 				return err
 			}
 			if c.json {
 				return c.printJSON(both)
 			}
 			text := fmt.Sprintf("orlop   %s (API %s)\ndaemon  not running", both.Client.Version, both.Client.API)
-			if both.Daemon != nil {
+			switch {
+			case errors.Is(err, os.ErrPermission):
+				text = fmt.Sprintf("orlop   %s (API %s)\ndaemon  not reachable by this user", both.Client.Version, both.Client.API)
+			case both.Daemon != nil:
 				text = fmt.Sprintf("orlop   %s (API %s)\ndaemon  %s (API %s)", both.Client.Version, both.Client.API, both.Daemon.Version, both.Daemon.API)
 			}
 			return c.print(text, nil)

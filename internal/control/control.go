@@ -13,6 +13,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"syscall"
 
 	"orlop/internal/fault"
 )
@@ -121,8 +123,8 @@ func NewClient(path string) *Client {
 // Close lets go of idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// Get asks for a path below Prefix and decodes the answer into out. It fails with the daemon's error and its kind,
-// or with fault.ErrUnreachable.
+// Get asks for a path below Prefix and decodes the answer into out. It fails with the daemon's error and its kind, with
+// fault.ErrUnreachable, or with os.ErrPermission for a user who may not connect.
 func (c *Client) Get(ctx context.Context, path string, query url.Values, out any) error {
 	return c.do(ctx, http.MethodGet, path+"?"+query.Encode(), nil, out)
 }
@@ -221,6 +223,9 @@ func (c *Client) unreachable(err error) error {
 	}
 	if errors.Is(err, context.Canceled) {
 		return err
+	}
+	if errors.Is(err, os.ErrPermission) { // it may well be running
+		return fmt.Errorf("daemon at %s: %w: only root and members of the group orlop, if there is one, may use it", c.socket, syscall.EACCES)
 	}
 	return fault.Errorf(fault.ErrUnreachable, "daemon at %s cannot be reached: %w: is 'orlop daemon' running?", c.socket, err)
 }

@@ -93,11 +93,23 @@ func call[Request any](ctx context.Context, log *slog.Logger, limit time.Duratio
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		response, err := do(ctx, request)
-		if err != nil {
+		switch {
+		case err == nil:
+		case asksWhether(r, err):
+			log.Debug("docker asked for a volume that does not exist", "call", r.URL.Path, "request", request)
+		default:
 			log.Warn("docker call failed", "call", r.URL.Path, "request", request, "error", err)
 		}
 		answer(w, response, err)
+		if asksWhether(r, err) {
+			w.Header().Del(fault.Header) // no failure for the metrics
+		}
 	}
+}
+
+// asksWhether reports whether err is the usual answer to a Get: Docker asks for each volume before it creates it.
+func asksWhether(r *http.Request, err error) bool {
+	return r.URL.Path == "/VolumeDriver.Get" && fault.Is(err, fault.ErrNotFound)
 }
 
 func answer(w http.ResponseWriter, response any, err error) {

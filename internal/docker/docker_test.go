@@ -34,14 +34,15 @@ type plugin struct {
 	snapshots *snapshot.Manager
 	root      string
 	url       string
+	log       *bytes.Buffer // from level Info
 }
 
 const poolUUID = "7c2d3a50-6f0e-4c53-9a53-0d7a6f1d2a11"
 
 func newPlugin(t *testing.T) *plugin {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	p := &plugin{pool: blockdevtest.NewMemory(), root: t.TempDir()}
+	p := &plugin{pool: blockdevtest.NewMemory(), root: t.TempDir(), log: &bytes.Buffer{}}
+	log := slog.New(slog.NewTextHandler(p.log, nil))
 	t.Cleanup(p.pool.Close)
 	store, err := metadata.Open(p.root)
 	if err != nil {
@@ -264,7 +265,10 @@ func TestGetNeverFailsForAVolumeThatExists(t *testing.T) {
 			t.Errorf("%s: mounted at %s?", test.name, got.Volume.Mountpoint)
 		}
 	}
-	if got := p.post(t, "VolumeDriver.Get", `{"Name":"nope"}`); got.status != http.StatusInternalServerError || !strings.Contains(got.Err, `"nope"`) {
+	if p.log.Len() > 0 {
+		t.Errorf("logged: %s", p.log)
+	}
+	if got := p.post(t, "VolumeDriver.Get", `{"Name":"nope"}`); p.log.Len() > 0 || got.status != http.StatusInternalServerError || !strings.Contains(got.Err, `"nope"`) {
 		t.Errorf("a volume that does not exist: %s", got.raw)
 	}
 }

@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -83,7 +84,7 @@ func operation(pattern string) string {
 	return path
 }
 
-// Handler answers scrapes at Path. A scrape sees one consistent state of the metadata and waits for no operation.
+// Handler answers scrapes at Path, and shows a link to it at the root. A scrape sees one consistent state of the metadata and waits for no operation.
 // Where a part cannot be read the others are answered all the same.
 func (m *Metrics) Handler() http.Handler {
 	own := prometheus.NewRegistry()
@@ -92,6 +93,10 @@ func (m *Metrics) Handler() http.Handler {
 		ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelError),
 	}
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, `<!DOCTYPE html><title>Orlop</title><a href="`+Path+`">metrics of Orlop</a>`+"\n") // the reader is gone
+	})
 	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
 		gatherers := prometheus.Gatherers{m.registry, own, m.volumes(r.Context())}
 		promhttp.HandlerFor(gatherers, options).ServeHTTP(w, r)

@@ -285,6 +285,7 @@ func TestOperationsOfBothFrontDoorsAreCountedWithTheirErrors(t *testing.T) {
 	h.put(t, "data", metadata.Ready, false)
 	h.ask(t, h.docker, http.MethodPost, "/VolumeDriver.Get", `{"Name":"data"}`)
 	h.ask(t, h.docker, http.MethodPost, "/VolumeDriver.Get", `{"Name":"none"}`)
+	h.ask(t, h.docker, http.MethodPost, "/VolumeDriver.Path", `{"Name":"none"}`)
 	h.ask(t, h.docker, http.MethodPost, "/VolumeDriver.Create", `{"Name":"../x"}`)
 	h.ask(t, h.docker, http.MethodPost, "/VolumeDriver.Mount", ``)
 	h.ask(t, h.docker, http.MethodPost, "/data/secret", `{}`)
@@ -293,7 +294,7 @@ func TestOperationsOfBothFrontDoorsAreCountedWithTheirErrors(t *testing.T) {
 	h.ask(t, h.control, http.MethodPost, "/v1/volumes/resize", `{"name":"data","size":"-1"}`)
 	h.wantLines(t,
 		`orlop_operations_total{operation="VolumeDriver.Get"} 2`,
-		`orlop_operation_errors_total{kind="not_found",operation="VolumeDriver.Get"} 1`,
+		`orlop_operation_errors_total{kind="not_found",operation="VolumeDriver.Path"} 1`,
 		`orlop_operation_duration_seconds_count{operation="VolumeDriver.Get"} 2`,
 		`orlop_operation_errors_total{kind="invalid",operation="VolumeDriver.Create"} 1`,
 		`orlop_operation_errors_total{kind="invalid",operation="VolumeDriver.Mount"} 1`,
@@ -305,6 +306,9 @@ func TestOperationsOfBothFrontDoorsAreCountedWithTheirErrors(t *testing.T) {
 	for _, line := range h.scrape(t) {
 		if strings.HasPrefix(line, "orlop_operation") && strings.Contains(line, "secret") {
 			t.Errorf("a path that a client made up became a series: %s", line)
+		}
+		if strings.HasPrefix(line, `orlop_operation_errors_total{kind="not_found",operation="VolumeDriver.Get"}`) {
+			t.Errorf("Docker's question before each creation counts as an error: %s", line)
 		}
 	}
 }
@@ -343,4 +347,15 @@ func TestScrapeWaitsForNoWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.wantLines(t, `orlop_volumes{pool="fast",state="ready"} 0`, `orlop_volumes{pool="fast",state="removing"} 1`)
+}
+
+func TestRootOfTheAddressLinksToTheMetrics(t *testing.T) {
+	h := newHouse(t)
+	for path, want := range map[string]int{"/": http.StatusOK, "/nothing": http.StatusNotFound} {
+		answer := httptest.NewRecorder()
+		h.metrics.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, path, nil))
+		if links := strings.Contains(answer.Body.String(), `href="/metrics"`); answer.Code != want || links != (want == http.StatusOK) {
+			t.Errorf("%s: status %d: %s", path, answer.Code, answer.Body)
+		}
+	}
 }
