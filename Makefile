@@ -8,7 +8,6 @@ SHELL       := /bin/bash
 
 PREFIX ?= /usr/local
 DESTDIR ?=
-ROOT := /var/lib/orlop
 UNITS := /etc/systemd/system
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -27,14 +26,21 @@ deps: ## install what build, lint and test need and this machine lacks (root)
 
 .PHONY: build
 build: need-go ## build bin/orlop, one static binary
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)" -o bin/orlop ./cmd/orlop
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/orlop ./cmd/orlop
+
+# Where install puts completions, by shell, below PREFIX/share.
+COMPLETIONS := bash:bash-completion/completions/orlop zsh:zsh/site-functions/_orlop fish:fish/vendor_completions.d/orlop.fish
+UNIT_NAMES := orlop.socket orlop.service orlop-backup.service orlop-backup.timer
 
 .PHONY: install
 install: build ## install the binary, shell completion and systemd units (root; PREFIX, DESTDIR)
-	@install -D -m 0755 bin/orlop "$(DESTDIR)$(PREFIX)/bin/orlop"
-	completions="$(DESTDIR)$(PREFIX)/share/bash-completion/completions"
-	mkdir -p "$$completions"
-	bin/orlop completion bash > "$$completions/orlop"
+	@umask 022   # for everybody to read, whoever calls this
+	install -D -m 0755 bin/orlop "$(DESTDIR)$(PREFIX)/bin/orlop"
+	for entry in $(COMPLETIONS); do
+		file="$(DESTDIR)$(PREFIX)/share/$${entry#*:}"
+		install -d -m 0755 "$${file%/*}"
+		bin/orlop completion "$${entry%%:*}" | install -m 0644 /dev/stdin "$$file"
+	done
 	if [[ ! -e "$(DESTDIR)/etc/orlop/backup.env" ]]; then
 		install -D -m 0600 packaging/backup.env "$(DESTDIR)/etc/orlop/backup.env"
 	fi
@@ -43,11 +49,10 @@ install: build ## install the binary, shell completion and systemd units (root; 
 		echo "no systemd here: start it with: orlop daemon"
 		exit
 	fi
-	mkdir -p "$(DESTDIR)$(UNITS)"
-	for unit in orlop.service orlop-backup.service; do
-		sed 's|/usr/local/bin|$(PREFIX)/bin|' "packaging/$$unit" > "$(DESTDIR)$(UNITS)/$$unit"
+	install -d -m 0755 "$(DESTDIR)$(UNITS)"
+	for unit in $(UNIT_NAMES); do
+		sed 's|/usr/local/bin|$(PREFIX)/bin|' "packaging/$$unit" | install -m 0644 /dev/stdin "$(DESTDIR)$(UNITS)/$$unit"
 	done
-	install -m 0644 packaging/orlop.socket packaging/orlop-backup.timer "$(DESTDIR)$(UNITS)"
 	if [[ ! -e "$(DESTDIR)/etc/default/orlop" ]]; then
 		install -D -m 0644 packaging/orlop.default "$(DESTDIR)/etc/default/orlop"
 	fi
@@ -59,43 +64,8 @@ install: build ## install the binary, shell completion and systemd units (root; 
 	fi
 
 .PHONY: uninstall
-uninstall: need-root ## remove what install put there; keeps the volumes unless PURGE=1
-	@mounted() { grep -s " $(ROOT)/$$1" /proc/self/mountinfo | cut -d' ' -f5; }
-	busy() { cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep "^$(ROOT)/"; }
-	if mounted mounts/; then
-		echo "refused: these volumes are mounted; stop their containers first" >&2
-		exit 1
-	fi
-	if [[ -d /run/systemd/system && -e $(UNITS)/orlop-backup.service ]]; then
-		systemctl stop orlop-backup.service
-	fi
-	orlop="$(PREFIX)/bin/orlop"
-	if [[ -x "$$orlop" ]]; then
-		"$$orlop" shutdown --detach || [[ $$? == 6 ]]   # 6: no daemon runs
-	fi
-	if [[ -d /run/systemd/system && -e $(UNITS)/orlop.socket ]]; then
-		systemctl disable --quiet --now orlop.socket orlop.service
-	fi
-	if [[ -d /run/systemd/system && -e $(UNITS)/orlop-backup.timer ]]; then
-		systemctl disable --quiet --now orlop-backup.timer
-	fi
-	if mounted "" || busy; then
-		echo "refused: the pool is still attached; start the daemon and try again" >&2
-		exit 1
-	fi
-	rm -f "$$orlop" "$(PREFIX)/share/bash-completion/completions/orlop"
-	rm -f $(UNITS)/orlop.socket $(UNITS)/orlop.service $(UNITS)/orlop-backup.service $(UNITS)/orlop-backup.timer
-	if [[ -d /run/systemd/system ]]; then systemctl daemon-reload; fi
-	if [[ -z "$(PURGE)" ]]; then
-		echo "removed; the volumes are still in $(ROOT) (PURGE=1 deletes them)"
-		exit
-	fi
-	chattr -f -i $(ROOT)/pool $(ROOT)/mounts/* $(ROOT)/pool/images/*.img || true   # empty mount points are immutable, and snapshots
-	rm -rf --one-file-system $(ROOT)
-	rm -f /etc/default/orlop /etc/orlop/backup.env
-	rmdir --ignore-fail-on-non-empty /etc/orlop 2> /dev/null || true   # a key may be there
-	rm -f /var/lib/.orlop.orlop-root /var/.lib.orlop-root /.var.orlop-root
-	echo "removed, volumes and all"
+uninstall: need-root ## remove what install put there; keeps the volumes unless PURGE=1 (root; PREFIX, DESTDIR)
+	@tools/uninstall.sh "$(DESTDIR)" "$(PREFIX)" "$(UNITS)" "$(PURGE)" $(foreach entry,$(COMPLETIONS),$(lastword $(subst :, ,$(entry)))) -- $(UNIT_NAMES)
 
 .PHONY: quickstart
 quickstart: need-root need-go ## try it: a daemon, a volume and a container, and away again (root)
@@ -147,7 +117,7 @@ fuzz: need-go ## run every fuzz target in the tree for FUZZ_TIME each (10s)
 	done
 
 .PHONY: bench
-bench: need-root need-go build ## compare with plain loop devices, restic and borg, in about 30 minutes; BENCH_QUICK=1: in 4 (root)
+bench: need-root need-go build ## compare with plain loop devices, restic and borg, in about 30 minutes; BENCH_QUICK=1: in 6 (root)
 	@tools/deps.sh run bench
 	go build -o bin/bench ./e2e/bench
 	unshare --mount bin/bench bin/orlop   # the mounts are nobody else's, and go with the process at the latest
