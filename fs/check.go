@@ -26,7 +26,8 @@ func (t Type) Repair(ctx context.Context, r run.Runner, device string) (done, ma
 	case err == nil:
 		return true, madeLostFound, nil
 	case errors.As(err, &exit):
-		return false, false, fault.Errorf(fault.ErrCorrupt, "%s on %s needs a decision: back it up, then run %s by hand: %w", t.Name, device, t.check[0], err)
+		path := lasting(device)
+		return false, false, fault.Errorf(fault.ErrCorrupt, "%s on %s needs a decision: while it is unmounted, back it up, then run: %s: %w", t.Name, run.Line(path), run.Line(t.check[0], "-f", path), err)
 	}
 	return false, false, err
 }

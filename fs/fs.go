@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,8 @@ type Type struct {
 	usable func(superblock []byte, size int64) int64
 	// limit returns the size in bytes to which the filesystem may be grown, below MaxSize for what was made small.
 	limit func(superblock []byte) int64
+	// uuid is the offset in bytes of the filesystem's UUID.
+	uuid int
 	// failed tells whether the superblock records an error.
 	failed func(superblock []byte) bool
 	// grow extends the mounted filesystem at dir to the device's size in bytes.
@@ -66,7 +69,7 @@ var types = []Type{
 		Name: "ext4", MinSize: 8 * mib, MaxSize: 16 * tib,
 		mkfs: []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"},
 		data: "errors=remount-ro,noinit_itable",
-		size: ext4Size, usable: ext4Usable, limit: func([]byte) int64 { return 16 * tib },
+		size: ext4Size, usable: ext4Usable, limit: func([]byte) int64 { return 16 * tib }, uuid: ext4Start + 0x68,
 		failed: ext4Failed, grow: ext4Grow, growNeedsResource: true,
 		check: []string{"e2fsck", "-p"}, lostFound: true,
 	},
@@ -74,7 +77,8 @@ var types = []Type{
 		Name: "xfs", MinSize: 300 * mib, MaxSize: 64 * tib,
 		mkfs: []string{"mkfs.xfs", "-q", "-K", "-s", "size=4096", "-m", "reflink=1"},
 		data: "nouuid",
-		size: xfsSize, mountedSize: xfsMountedSize, usable: xfsUsable, limit: xfsLimit, failed: func([]byte) bool { return false }, grow: xfsGrow,
+		size: xfsSize, mountedSize: xfsMountedSize, usable: xfsUsable, limit: xfsLimit, uuid: 32,
+		failed: func([]byte) bool { return false }, grow: xfsGrow,
 	},
 }
 
@@ -205,6 +209,28 @@ func (t Type) Size(device string) (int64, error) {
 		return 0, fault.Errorf(fault.ErrCorrupt, "%s: no %s filesystem found", device, t.Name)
 	}
 	return size, nil
+}
+
+// UUID returns the UUID of the filesystem on device, as blkid(8) prints it. It fails as Size does.
+func (t Type) UUID(device string) (string, error) {
+	block, err := superblock(device)
+	if err != nil {
+		return "", err
+	}
+	if _, ok := t.size(block); !ok {
+		return "", fault.Errorf(fault.ErrCorrupt, "%s: no %s filesystem found", device, t.Name)
+	}
+	id := block[t.uuid : t.uuid+16]
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:]), nil
+}
+
+// lasting returns a path of a device that stays after it is detached: a loop device's image. Others keep their own.
+func lasting(device string) string {
+	image, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	if err != nil {
+		return device
+	}
+	return strings.TrimSuffix(string(image), "\n")
 }
 
 // Failed tells whether the superblock of the filesystem on device records an error: then Repair has something to do.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -320,6 +321,13 @@ func TestRepairLeavesADecisionToAPerson(t *testing.T) {
 	done, _, err := kind.Repair(t.Context(), run.Runner{}, device)
 	if done || !fault.Is(err, fault.ErrCorrupt) {
 		t.Errorf("repair: %t, %v", done, err)
+	}
+	image, readErr := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
+	if want := "run: e2fsck -f " + strings.TrimSpace(string(image)) + ": "; !strings.Contains(err.Error(), want) {
+		t.Errorf("the device may be detached by then; want %q in: %v", want, err)
 	}
 }
 

@@ -38,7 +38,7 @@ func (p *Pool) openToRead(id blockdev.ID) (*os.File, int64, error) {
 	}
 	f, err := os.Open(p.image(id))
 	if err != nil {
-		return nil, 0, notFound(id, err)
+		return nil, 0, p.notFound(id, err)
 	}
 	return f, stat.Size, nil
 }

@@ -152,7 +152,7 @@ func (p *Pool) Sync(_ context.Context, id blockdev.ID) error {
 	}
 	f, err := os.Open(p.image(id))
 	if err != nil {
-		return notFound(id, err)
+		return p.notFound(id, err)
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return spaceFault(fmt.Errorf("sync device %s: %w", id, err))
@@ -261,7 +261,7 @@ func (p *Pool) stat(id blockdev.ID) (stat unix.Stat_t, err error) {
 		return stat, err
 	}
 	if err := unix.Stat(p.image(id), &stat); err != nil {
-		return stat, notFound(id, err)
+		return stat, p.notFound(id, err)
 	}
 	return stat, nil
 }
@@ -353,9 +353,9 @@ func statSpace(dir string) (space blockdev.Space, err error) {
 	return space, err
 }
 
-func notFound(id blockdev.ID, err error) error {
+func (p *Pool) notFound(id blockdev.ID, err error) error {
 	if errors.Is(err, iofs.ErrNotExist) {
-		return fault.Errorf(fault.ErrNotFound, "device %s: image is missing", id)
+		return fault.Errorf(fault.ErrNotFound, "device %s: image is missing: %s", id, p.image(id))
 	}
 	return fmt.Errorf("device %s: %w", id, err)
 }

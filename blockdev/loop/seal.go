@@ -36,7 +36,7 @@ func (p *Pool) Seal(_ context.Context, id blockdev.ID) error {
 	}
 	f, err := os.Open(p.image(id))
 	if err != nil {
-		return notFound(id, err)
+		return p.notFound(id, err)
 	}
 	if !isSealed(stat) {
 		err = errors.Join(setImmutable(f, false), f.Chmod(0o400)) // a person may have set the flag: it would stop chmod

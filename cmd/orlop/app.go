@@ -31,7 +31,7 @@ type cli struct {
 	shown          *progress // of the work at hand, nil without
 	client         *control.Client
 	release        []func() // at the end
-	reportOnly     bool // show no progress: one report at the end is all that --json prints
+	reportOnly     bool     // show no progress: one report at the end is all that --json prints
 }
 
 // run is main with everything given to it. It returns the exit code.
@@ -44,7 +44,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	err := checkText(args)
 	if err == nil {
-		err = app.RunContext(ctx, arrange(app, args))
+		words, help := arrange(app, args)
+		if help {
+			err = c.printHelp(app, words)
+		} else {
+			err = app.RunContext(ctx, words)
+		}
 	}
 	for _, release := range c.release {
 		release()
@@ -56,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
-// wantsJSON tells whether --json is among the flags, for errors in reading them.
+// wantsJSON reports whether --json is among the flags, for errors in reading them.
 func wantsJSON(args []string) bool {
 	if end := slices.Index(args, "--"); end >= 0 {
 		args = args[:end]
@@ -77,17 +82,17 @@ func checkText(args []string) error {
 func (c *cli) app() *urfave.App {
 	app := &urfave.App{
 		Name:                      "orlop",
-		Usage:                     "volumes of their own for containers",
+		Usage:                     "block-device volumes for Docker containers",
 		UsageText:                 "orlop [--socket PATH] [--json] [--verbose] COMMAND",
 		HideVersion:               true,
-		HideHelpCommand:           true,
+		HideHelp:                  true, // run shows it
 		DisableSliceFlagSeparator: true,
 		Writer:                    c.stdout,
 		ErrWriter:                 c.stderr,
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{Name: "socket", Usage: "control socket of the daemon", Value: defaultSocket, EnvVars: []string{"ORLOP_SOCKET"}},
 			&urfave.BoolFlag{Name: "json", Usage: "print JSON"},
-			&urfave.BoolFlag{Name: "verbose", Usage: "daemon: log every call; other commands: say what is asked of the daemon"},
+			&urfave.BoolFlag{Name: "verbose", Usage: "daemon: log every call; other commands: print the socket of the daemon they call"},
 		},
 		Before: func(ctx *urfave.Context) error {
 			c.json = ctx.Bool("json") // --json=false too
@@ -104,21 +109,31 @@ func (c *cli) app() *urfave.App {
 			}
 			return nil
 		},
-		Action:         unknownCommand,
+		Action:         c.unknownCommand,
 		ExitErrHandler: func(*urfave.Context, error) {}, // run decides the exit code
 		OnUsageError:   usageError,
-		Commands: []*urfave.Command{
-			c.daemonCommand(), c.shutdownCommand(), c.infoCommand(),
-			c.createCommand(), c.setCommand(), c.listCommand(), c.inspectCommand(), c.deleteCommand(),
-			c.mountCommand(), c.umountCommand(), c.resizeCommand(), c.trimCommand(),
-			c.snapshotCommand(), c.keyCommand(), c.backupCommand(), c.jobCommand(), c.deviceCommand(), c.doctorCommand(), c.versionCommand(),
-			c.completionCommand(),
-		},
+	}
+	for _, group := range []struct {
+		name     string
+		commands []*urfave.Command
+	}{
+		{"VOLUME", []*urfave.Command{
+			c.createCommand(), c.listCommand(), c.inspectCommand(), c.setCommand(), c.resizeCommand(), c.trimCommand(),
+			c.mountCommand(), c.umountCommand(), c.deleteCommand(),
+		}},
+		{"SNAPSHOT AND BACKUP", []*urfave.Command{c.snapshotCommand(), c.backupCommand(), c.keyCommand(), c.jobCommand()}},
+		{"DAEMON", []*urfave.Command{c.daemonCommand(), c.shutdownCommand(), c.infoCommand(), c.doctorCommand(), c.deviceCommand()}},
+		{"OTHER", []*urfave.Command{c.versionCommand(), c.completionCommand()}},
+	} {
+		for _, command := range group.commands {
+			command.Category = group.name
+		}
+		app.Commands = append(app.Commands, group.commands...)
 	}
 	for _, command := range app.Commands {
 		for _, c := range append(command.Subcommands, command) {
 			c.OnUsageError = usageError
-			c.HideHelpCommand = true
+			c.HideHelp = true
 			if takesDestination(c) {
 				c.Description = strings.Replace(c.Description, "Example: ", environmentHelp+"Example: ", 1)
 			}
@@ -127,28 +142,10 @@ func (c *cli) app() *urfave.App {
 	return app
 }
 
-func usageError(_ *urfave.Context, err error, _ bool) error {
-	return fault.Errorf(fault.ErrInvalid, "%w (see 'orlop help' or COMMAND --help)", err)
-}
-
-// unknownCommand answers what is no command, of the program or of a group; without any argument it shows the help.
-func unknownCommand(ctx *urfave.Context) error {
-	group := commandPath(ctx)
-	switch {
-	case ctx.NArg() > 0 && group != "":
-		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop %s --help'", ctx.Args().First(), group)
-	case ctx.NArg() > 0:
-		return fault.Errorf(fault.ErrInvalid, "command %q: unknown: see 'orlop help'", ctx.Args().First())
-	case group != "":
-		return urfave.ShowSubcommandHelp(ctx)
-	}
-	return urfave.ShowAppHelp(ctx)
-}
-
 // environmentHelp is in the help of each command that takes a destination.
 const environmentHelp = "In the environment, ORLOP_DEST stands for DEST and ORLOP_KEY_FILE for --key-file.\n"
 
-// takesDestination tells whether ORLOP_DEST stands for the command's first argument.
+// takesDestination reports whether ORLOP_DEST stands for the command's first argument.
 func takesDestination(c *urfave.Command) bool { return strings.HasPrefix(c.ArgsUsage, "DEST") }
 
 // arguments checks how many arguments a command got.
@@ -156,11 +153,11 @@ func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
 	args := ctx.Args().Slice()
 	switch {
 	case len(args) < least && takesDestination(ctx.Command):
-		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s, or set ORLOP_DEST", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: missing argument: orlop %s %s, or set ORLOP_DEST", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
 	case len(args) < least:
-		return nil, fault.Errorf(fault.ErrInvalid, "%s: an argument is missing: orlop %s %s", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: missing argument: orlop %s %s", commandPath(ctx), commandPath(ctx), ctx.Command.ArgsUsage)
 	case most >= 0 && len(args) > most:
-		return nil, fault.Errorf(fault.ErrInvalid, "%s: surplus argument %q: orlop %s %s", commandPath(ctx), args[most], commandPath(ctx), ctx.Command.ArgsUsage)
+		return nil, fault.Errorf(fault.ErrInvalid, "%s: unexpected argument %q: orlop %s %s", commandPath(ctx), args[most], commandPath(ctx), ctx.Command.ArgsUsage)
 	}
 	return args, nil
 }

@@ -10,8 +10,9 @@ import (
 // arrange brings flags before arguments, as urfave/cli wants them: global flags first, then the command, its flags,
 // and behind "--" its arguments. Users may write them in any order; "--" ends flags for them too. A flag at the end
 // that lacks its value stays at the end, so that nothing else is taken for the value. The word help before or among the
-// words of a command is its --help, and whoever asks for help runs nothing.
-func arrange(app *urfave.App, args []string) []string {
+// words of a command is its --help: then help is true, and words are those of the command to explain. --version and -v
+// instead of a command are the command version.
+func arrange(app *urfave.App, args []string) (words []string, help bool) {
 	var global, path, flags, rest []string
 	commands, local := app.Commands, []urfave.Flag(nil)
 	inPath, helping := true, false
@@ -28,6 +29,9 @@ func arrange(app *urfave.App, args []string) []string {
 			helping = true
 			continue
 		}
+		if (arg == "--version" || arg == "-v") && len(path) == 0 && inPath {
+			arg = "version"
+		}
 		if len(arg) > 1 && arg[0] == '-' {
 			name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 			flag := findFlag(local, name)
@@ -43,7 +47,7 @@ func arrange(app *urfave.App, args []string) []string {
 					if into == &global {
 						path, flags = nil, nil
 					}
-					return slices.Concat(args[:1], global, path, flags)
+					return slices.Concat(args[:1], global, path, flags), false
 				}
 				*into = append(*into, args[i])
 			}
@@ -59,7 +63,7 @@ func arrange(app *urfave.App, args []string) []string {
 		rest = append(rest, arg)
 	}
 	if helping && (len(commands) == 0 || len(rest) == 0) { // otherwise the first of the rest is no command
-		return slices.Concat(args[:1], global, path, []string{"--help"})
+		return path, true
 	}
 	arranged := slices.Concat(args[:1], global, path, flags)
 	if len(rest) > 0 {
@@ -68,7 +72,7 @@ func arrange(app *urfave.App, args []string) []string {
 		}
 		arranged = append(arranged, rest...)
 	}
-	return arranged
+	return arranged, false
 }
 
 func findCommand(commands []*urfave.Command, name string) *urfave.Command {

@@ -26,7 +26,7 @@ func (c *cli) backupCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "backup", Usage: "copies of volumes elsewhere: look at them, check them, restore them",
 		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Action:      unknownCommand,
+		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			c.backupInitCommand(), c.backupCreateCommand(), c.backupRunCommand(), c.backupListCommand(), c.backupInspectCommand(), c.backupDeleteCommand(),
 			c.backupRestoreCommand(), c.backupVerifyCommand(), c.backupRepairCommand(), c.backupPruneCommand(),

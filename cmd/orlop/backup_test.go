@@ -220,7 +220,7 @@ func TestBadDestinationsAndURLs(t *testing.T) {
 		{[]string{"list", "file://host/dir"}, 2, []string{"absolute"}},
 		{[]string{"list", "file://"}, 2, nil},
 		{[]string{"list", url}, 2, []string{"question mark"}},
-		{[]string{"list", p.dir, "x"}, 2, []string{"surplus"}},
+		{[]string{"list", p.dir, "x"}, 2, []string{"unexpected argument"}},
 		{[]string{"list", filepath.Join(empty, "no")}, 3, []string{"orlop backup init", "mounted"}},
 		{[]string{"list", empty}, 3, []string{"orlop backup init", "mounted"}},
 		{[]string{"verify", empty}, 3, []string{"orlop backup init"}},

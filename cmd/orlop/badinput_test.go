@@ -256,7 +256,7 @@ func (h *host) state(t *testing.T) string {
 		t.Fatal(err)
 	}
 	for i := range views {
-		views[i].Used = 0 // a mounted filesystem writes when it likes
+		views[i].Used, views[i].FillView = 0, nil // a mounted filesystem writes when it likes
 	}
 	return fmt.Sprintf("volumes: %+v\nmetadata: %x\nimages: %q\nmount points: %q\nscratch: %q\nmounts: %q\nloop devices: %q\nroot: %q", views, sha256.Sum256(database),
 		images, names(t, filepath.Join(h.root, "mounts")), names(t, filepath.Join(h.root, "scratch")), h.mounts(t), h.devices(t), names(t, h.root))

@@ -88,7 +88,7 @@ func TestHelpListsEveryCommand(t *testing.T) {
 			t.Errorf("%v: %s", args, got)
 		}
 		for _, words := range leaves() {
-			if !strings.Contains(got.stdout, "\n   "+words[0]) {
+			if !strings.Contains(got.stdout, "\n   "+words[0]+" ") && !strings.Contains(got.stdout, "\n   "+words[0]+",") {
 				t.Errorf("%v: no word of %q", args, words[0])
 			}
 		}
@@ -133,7 +133,7 @@ func TestCommandsInterruptedSayThatAndExitOne(t *testing.T) {
 func TestVersionNeedsNoDaemon(t *testing.T) {
 	socket := nowhere(t)
 	got := invoke("--socket", socket, "version")
-	if got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "orlop   "+version) || !strings.Contains(got.stdout, "daemon  not running") {
+	if got.code != 0 || got.stderr != "" || !strings.Contains(got.stdout, "orlop   "+version) || !strings.Contains(got.stdout, "daemon  not reachable at "+socket) {
 		t.Errorf("%s", got)
 	}
 	got = invoke("version", "--json", "--socket", socket)
@@ -171,7 +171,12 @@ var badUsage = []struct {
 }{
 	{[]string{"frobnicate"}, []string{`"frobnicate"`, "orlop help"}},
 	{[]string{"Create", "v"}, []string{`"Create"`, "orlop help"}},
-	{[]string{"creat"}, []string{`"creat"`, "orlop help"}},
+	{[]string{"creat"}, []string{`unknown command "creat": did you mean 'orlop create'? see 'orlop help'`}},
+	{[]string{"snapshot", "dlete"}, []string{`did you mean 'orlop snapshot delete'? see 'orlop snapshot --help'`}},
+	{[]string{"create", "v", "--sise", "1G"}, []string{"unknown flag --sise: did you mean --size? see 'orlop create --help'"}},
+	{[]string{"list", "-z"}, []string{"unknown flag -z: see 'orlop list --help'"}},
+	{[]string{"resize", "v", "--size"}, []string{"flag --size: needs a value: see 'orlop resize --help'"}},
+	{[]string{"backup", "prune", "--keep-last", "x"}, []string{`flag --keep-last: "x": must be a number: see 'orlop backup prune --help'`}},
 	{[]string{"vol create"}, []string{`"vol create"`, "orlop help"}},
 	{[]string{"../x"}, []string{`"../x"`, "orlop help"}},
 	{[]string{""}, []string{`""`, "orlop help"}},
@@ -179,7 +184,7 @@ var badUsage = []struct {
 	{[]string{"--frob", "list"}, []string{"frob", "orlop help"}},
 	{[]string{"-rf"}, []string{"-rf", "orlop help"}},
 	{[]string{"list", "--socket"}, []string{"socket"}},
-	{[]string{"--json=maybe", "list"}, []string{"maybe", "json"}},
+	{[]string{"--json=maybe", "list"}, []string{`flag --json: "maybe": must be true or false: see 'orlop help'`}},
 	{[]string{"list", "--json=2"}, []string{"2", "json"}},
 	{[]string{"create", "a", "b"}, []string{`"b"`, "orlop create [NAME]"}},
 	{[]string{"create", "--sizes", "1G"}, []string{"sizes", "--help"}},
@@ -192,8 +197,9 @@ var badUsage = []struct {
 	{[]string{"set", "a", "b", "--protect"}, []string{`"b"`, "orlop set NAME"}},
 	{[]string{"set", "a", "--protect", "--unprotect"}, []string{"--protect", "--unprotect"}},
 	{[]string{"set", "a", "--size", "1G"}, []string{"size", "--help"}},
-	{[]string{"list", "x"}, []string{`"x"`, "orlop list"}},
-	{[]string{"ls", "x"}, []string{`"x"`, "orlop list"}},
+	{[]string{"list", "x", "--filter", "label=k"}, []string{"list: --filter and NAME exclude each other"}},
+	{[]string{"ls", "-q", "--wide"}, []string{"--quiet", "--wide"}},
+	{[]string{"snapshot", "ls", "-qw"}, []string{"unknown flag --qw"}},
 	{[]string{"list", "--filter"}, []string{"filter"}},
 	{[]string{"inspect"}, []string{"orlop inspect NAME..."}},
 	{[]string{"delete"}, []string{"orlop delete NAME..."}},
@@ -294,7 +300,7 @@ func TestBadUsageExitsTwoAndNamesTheValue(t *testing.T) {
 func TestBadUsageIsToldInJSONWhenAsked(t *testing.T) {
 	t.Setenv("ORLOP_SOCKET", nowhere(t))
 	for _, args := range [][]string{
-		{"--json", "frobnicate"}, {"frobnicate", "--json"}, {"list", "x", "--json"}, {"--json", "list", "x"},
+		{"--json", "frobnicate"}, {"frobnicate", "--json"}, {"info", "x", "--json"}, {"ls", "--quiet", "--json"}, {"--json", "info", "x"},
 		{"create", "--sizes", "1G", "--json"}, {"--json", "create", "--sizes", "1G"}, {"--json", "inspect"},
 		{"--json", "--frob", "list"}, {"--frob", "list", "--json"}, {"list", "--json", "--socket"},
 	} {
@@ -330,11 +336,15 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 		{"help", "--help"},
 		{"help backup", "backup --help"},
 		{"backup help", "backup --help"},
-		{"--json backup help list", "--json backup list --help"},
+		{"--json backup help list", "backup list --help"},
 		{"help delete v", "delete --help"},
 		{"delete v -h", "delete --help"},
 		{"help -- delete v", "--help"},
 		{"help frob", "frob"},
+		{"--version", "version"},
+		{"-v --json", "--json version"},
+		{"list -v", "list -v"},
+		{"inspect -- --version", "inspect -- --version"},
 		{"backup frob --help", "backup frob"},
 		{"delete delete rm", "delete -- delete rm"},
 		{"inspect a b --json c", "--json inspect -- a b c"},
@@ -344,8 +354,12 @@ func TestFlagsMayStandAnywhere(t *testing.T) {
 		{"list", "list"},
 		{"", ""},
 	} {
-		got := arrange(app, append([]string{"orlop"}, strings.Fields(test.given)...))
-		if joined := strings.Join(got[1:], " "); joined != test.want {
+		got, help := arrange(app, append([]string{"orlop"}, strings.Fields(test.given)...))
+		joined := strings.Join(got, " ")
+		if help {
+			joined = strings.TrimSpace("orlop "+joined) + " --help"
+		}
+		if joined != strings.TrimSpace("orlop "+test.want) {
 			t.Errorf("%q was arranged as %q, want %q", test.given, joined, test.want)
 		}
 	}

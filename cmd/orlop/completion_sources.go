@@ -132,7 +132,6 @@ func (q question) unknownDevices() (found []candidate) {
 	return found
 }
 
-// filters lists conditions on volumes, and behind "label=" the labels that volumes have.
 func (q question) jobs() (found []candidate) {
 	var jobs []daemon.JobView
 	if q.client.Get(q.ctx, "/jobs", nil, &jobs) == nil {
@@ -143,9 +142,19 @@ func (q question) jobs() (found []candidate) {
 	return found
 }
 
+// filters lists the kinds of conditions on volumes, and behind the '=' of each the values.
 func (q question) filters() (found []candidate) {
-	if !strings.HasPrefix(q.current, "label=") {
-		return []candidate{{"label=", "volumes that have a label"}}
+	kind, _, _ := strings.Cut(q.current, "=")
+	switch {
+	case kind == q.current:
+		return []candidate{{"label=", "volumes that have a label"}, {"pool=", "volumes in a pool"}, {"state=", "volumes in a state"}, {"mounted", "mounted volumes"}}
+	case kind == "pool":
+		for _, pool := range q.pools() {
+			found = append(found, candidate{"pool=" + pool.word, pool.about})
+		}
+		return found
+	case kind == "state":
+		return oneOf("state=ready", "state=degraded", "state=creating", "state=removing")(q)
 	}
 	for _, v := range q.list() {
 		for key, value := range v.Labels {

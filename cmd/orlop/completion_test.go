@@ -19,7 +19,7 @@ import (
 // daemonWithNames answers for a daemon with some volumes and snapshots, and returns its socket.
 func daemonWithNames(t *testing.T) (socket string) {
 	t.Helper()
-	answers := map[string]any{
+	return daemonThatAnswers(t, map[string]any{
 		"/volumes": []daemon.View{
 			{Name: "db", Mounted: true, Labels: map[string]string{"app": "shop", "team": "a b"}}, {Name: "docs"}, {Name: "web", Labels: map[string]string{"app": "shop"}},
 		},
@@ -28,7 +28,12 @@ func daemonWithNames(t *testing.T) (socket string) {
 		},
 		"/info":   daemon.Info{Pools: []daemon.PoolView{{Name: "fast"}, {Name: "loop"}}},
 		"/doctor": []daemon.Finding{{Subject: "device 0192e1c4"}, {Subject: "volume db"}},
-	}
+	})
+}
+
+// daemonThatAnswers answers requests by their paths, and returns the socket at which it does.
+func daemonThatAnswers(t *testing.T, answers map[string]any) (socket string) {
+	t.Helper()
 	socket = filepath.Join(t.TempDir(), "control.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -95,7 +100,11 @@ func TestCompletionOffersCommandsFlagsNamesAndFiles(t *testing.T) {
 		"resize --s":                         "--size --socket",
 		"resize --size d":                    "",
 		"trim d":                             "db docs",
-		"list --filter ":                     "label=",
+		"list --filter ":                     "label= pool= state= mounted",
+		"list --filter state=d":              "state=degraded",
+		"list --filter=pool=f":               "--filter=pool=fast",
+		"list d":                             "db docs",
+		"list db -":                          "--filter --quiet --wide --socket --json --verbose --help",
 		"list --filter label=a":              "label=app=shop",
 		"list --filter=label=a":              "--filter=label=app=shop",
 		"device ad":                          "adopt",

@@ -64,7 +64,7 @@ func listWithoutVolumes(t *testing.T, h *host) {
 	if got := h.must(t, "list", "--json", "--filter", "label=none"); got != "[]" {
 		t.Errorf("list --json --filter: %q, want []", got)
 	}
-	if got := h.must(t, "list"); got != "NAME  SIZE  USED  FS  POOL  STATE  MOUNTED  HOLDERS" {
+	if got := h.must(t, "list"); got != "NAME  SIZE  USED  USE%  FS  STATE  MOUNTED" {
 		t.Errorf("list: %q", got)
 	}
 	if got := h.must(t, "trim", "--json"); got != "[]" {
@@ -179,7 +179,7 @@ func severalNames(t *testing.T, h *host) {
 	if lines := strings.Split(strings.TrimSpace(got.stderr), "\n"); got.code != 3 || len(lines) != 2 || !strings.Contains(lines[0], `"nope"`) || !strings.Contains(lines[1], `"../x"`) {
 		t.Errorf("want exit code 3 and both failures: %s", got)
 	}
-	if got := h.orlop("delete", "../x", "a", "nope", "b"); got.code != 2 || strings.Count(got.stderr, "\n") != 2 || got.stdout != "" {
+	if got := h.orlop("delete", "../x", "a", "nope", "b"); got.code != 2 || strings.Count(got.stderr, "\n") != 2 || got.stdout != "a\nb\n" {
 		t.Errorf("want the first failure's exit code 2: %s", got)
 	}
 	if got := h.orlop("--json", "rm", "nope", "../x", "c"); got.code != 3 || strings.Count(got.stderr, `{"error":{`) != 2 {

@@ -3,7 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
-	"text/tabwriter"
+	"strings"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -12,11 +12,11 @@ import (
 )
 
 // errFindings makes doctor exit with 1; the findings have been printed.
-var errFindings = errors.New("something is wrong")
+var errFindings = errors.New("problems found")
 
 func (c *cli) doctorCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "doctor", Usage: "show what is wrong, and the command that mends it; changes nothing",
+		Name: "doctor", Usage: "report problems and the commands that fix them; changes nothing",
 		Description: "Exits with 1 if it finds something. Example: orlop doctor",
 		Action: func(ctx *urfave.Context) error {
 			if _, err := arguments(ctx, 0, 0); err != nil {
@@ -42,13 +42,14 @@ func (c *cli) printFindings(findings []daemon.Finding) error {
 		return c.printJSON(findings)
 	}
 	if len(findings) == 0 {
-		return c.print("nothing is wrong", nil)
+		return c.print("no problems found", nil)
 	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	var b strings.Builder
 	for _, f := range findings {
-		fmt.Fprintf(w, "%s:\t%s\t%s\n\t\tmend it with: %s\n", f.Severity, f.Subject, f.Problem, f.Command)
+		b.WriteString(wrap(fmt.Sprintf("%s: %s: %s", f.Severity, f.Subject, f.Problem), "  "))
+		b.WriteString("  fix: " + f.Command + "\n") // in one line, to be copied
 	}
-	if err := w.Flush(); err != nil {
+	if _, err := fmt.Fprint(c.stdout, b.String()); err != nil {
 		return fmt.Errorf("write output: %w", err)
 	}
 	return nil
@@ -57,7 +58,7 @@ func (c *cli) printFindings(findings []daemon.Finding) error {
 func (c *cli) deviceCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "device", Usage: "adopt or delete devices that doctor lists as unknown",
-		Action: unknownCommand,
+		Action: c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			{
 				Name: "adopt", Usage: "make an unknown device a volume", ArgsUsage: "ID NAME",
@@ -82,7 +83,7 @@ func (c *cli) deviceCommand() *urfave.Command {
 					if err != nil {
 						return err
 					}
-					return c.client.Post(ctx.Context, "/devices/delete", control.Request{Device: args[0]}, nil)
+					return c.printDeleted(args[0], c.client.Post(ctx.Context, "/devices/delete", control.Request{Device: args[0]}, nil))
 				},
 			},
 		},

@@ -33,7 +33,7 @@ func (c *cli) jobCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "job", Usage: "show, await and cancel backups and restores that run in the daemon",
 		Description: "Example: orlop job list",
-		Action:      unknownCommand,
+		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list jobs, the oldest first", Description: "Example: orlop job list",

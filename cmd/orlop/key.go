@@ -13,7 +13,7 @@ func (c *cli) keyCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "key", Usage: "keys of encrypted backups",
 		Description: "Example: orlop key create /root/orlop.key",
-		Action:      unknownCommand,
+		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{c.keyCreateCommand()},
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"text/tabwriter"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -17,7 +16,7 @@ func (c *cli) snapshotCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "snapshot", Usage: "instant copies of volumes: take, compare, go back to",
 		Description: "Example: orlop snapshot create db --name before-upgrade",
-		Action:      unknownCommand,
+		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			c.snapshotCreateCommand(), c.snapshotListCommand(), c.snapshotInspectCommand(), c.snapshotDeleteCommand(),
 			c.snapshotRestoreCommand(), c.snapshotDiffCommand(),
@@ -31,7 +30,7 @@ func (c *cli) snapshotCreateCommand() *urfave.Command {
 		Description: "Containers go on working; their writes wait for a moment. Without --name it is the time, in UTC.\n" +
 			"Example: orlop snapshot create db --name before-upgrade",
 		Flags: []urfave.Flag{
-			&urfave.StringFlag{Name: "name", Usage: "name of the snapshot, of each of them"},
+			&urfave.StringFlag{Name: "name", Aliases: []string{"n"}, Usage: "name of the snapshot, of each of them"},
 			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value"},
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -67,9 +66,13 @@ func (c *cli) snapshotListCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots, the oldest first", ArgsUsage: "[VOLUME]",
 		Description: "Example: orlop snapshot list db",
+		Flags:       []urfave.Flag{quietFlag(), wideFlag()},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 0, 1)
 			if err != nil {
+				return err
+			}
+			if err := c.checkListFlags(ctx); err != nil {
 				return err
 			}
 			query := url.Values{}
@@ -83,27 +86,48 @@ func (c *cli) snapshotListCommand() *urfave.Command {
 			if err := c.client.Get(ctx.Context, "/snapshots", query, &views); err != nil {
 				return err
 			}
-			if c.json {
-				return c.printJSON(views)
-			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "VOLUME\tNAME\tSIZE\tUSED\tSTATE\tCREATED")
-			for _, v := range views {
-				state, created := v.State, v.Created
-				if v.Managed {
-					state += " (backup)"
-				}
-				if at, err := time.Parse(time.RFC3339Nano, v.Created); err == nil {
-					created = at.Format(time.DateTime) + " UTC"
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Volume, v.Name, daemon.Bytes(v.Size), daemon.Bytes(v.Used), state, created)
-			}
-			if err := w.Flush(); err != nil {
-				return fmt.Errorf("write output: %w", err)
-			}
-			return nil
+			return c.printSnapshots(ctx, views)
 		},
 	}
+}
+
+func (c *cli) printSnapshots(ctx *urfave.Context, views []daemon.SnapshotView) error {
+	switch {
+	case c.json:
+		return c.printJSON(views)
+	case ctx.Bool("quiet"):
+		for _, v := range views {
+			if err := c.print(v.Volume+"@"+v.Name, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	header, limit := []string{"SNAPSHOT", "USED", "STATE", "CREATED (UTC)"}, lineWidth
+	if ctx.Bool("wide") {
+		header, limit = []string{"SNAPSHOT", "SIZE", "USED", "STATE", "MANAGED", "CREATED (UTC)"}, 0
+	}
+	rows := make([]row, len(views))
+	for i, v := range views {
+		created := v.Created
+		if at, err := time.Parse(time.RFC3339Nano, v.Created); err == nil {
+			created = at.UTC().Format(time.DateTime)
+		}
+		name, used := v.Volume+"@"+v.Name, daemon.Bytes(v.Used)
+		if limit > 0 {
+			state := v.State
+			if v.Managed && state == "ready" {
+				state = "backup" // kept as the base of the next one
+			}
+			rows[i].cells = []string{name, used, state, created}
+		} else {
+			rows[i].cells = []string{name, daemon.Bytes(v.Size), used, v.State, map[bool]string{true: "yes", false: "-"}[v.Managed], created}
+		}
+		if v.Problem != "" {
+			rows[i].notes = []string{v.Problem}
+		}
+	}
+	return c.printTable(limit, header, rows)
 }
 
 func (c *cli) snapshotInspectCommand() *urfave.Command {
@@ -133,7 +157,7 @@ func (c *cli) snapshotDeleteCommand() *urfave.Command {
 				return err
 			}
 			return c.forEach(names, func(name string) error {
-				return c.client.Post(ctx.Context, "/snapshots/delete", control.Request{Name: name}, nil)
+				return c.printDeleted(name, c.client.Post(ctx.Context, "/snapshots/delete", control.Request{Name: name}, nil))
 			})
 		},
 	}

@@ -65,10 +65,10 @@ func (c *cli) versionCommand() *urfave.Command {
 			if c.json {
 				return c.printJSON(both)
 			}
-			text := fmt.Sprintf("orlop   %s (API %s)\ndaemon  not running", both.Client.Version, both.Client.API)
+			text := fmt.Sprintf("orlop   %s (API %s)\ndaemon  not reachable at %s", both.Client.Version, both.Client.API, ctx.String("socket"))
 			switch {
 			case errors.Is(err, os.ErrPermission):
-				text = fmt.Sprintf("orlop   %s (API %s)\ndaemon  not reachable by this user", both.Client.Version, both.Client.API)
+				text += " by this user"
 			case both.Daemon != nil:
 				text = fmt.Sprintf("orlop   %s (API %s)\ndaemon  %s (API %s)", both.Client.Version, both.Client.API, both.Daemon.Version, both.Daemon.API)
 			}

@@ -109,7 +109,7 @@ func TestDoctorFindsWhatIsWrongAndItsCommandsMendIt(t *testing.T) {
 	if err := os.Truncate(filepath.Join(images, device+".img"), 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	h.finds(t, "volume db", "truncated", "orlop inspect db")
+	h.finds(t, "volume db", "truncated", filepath.Join(images, device+".img")+" from a copy, or orlop delete db")
 	if got := h.orlop("mount", "db"); got.code != 7 {
 		t.Errorf("mounted though truncated: %s", got)
 	}

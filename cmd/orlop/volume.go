@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -19,8 +18,9 @@ import (
 func (c *cli) createCommand() *urfave.Command {
 	command := &urfave.Command{
 		Name: "create", Usage: "make a volume and print its name", ArgsUsage: "[NAME]",
-		Description: "Example: orlop create db --size 20G --label app=shop",
-		Action:      c.create,
+		Description: "Without NAME it makes up a name, volume- and 16 hexadecimal digits; without --size the daemon has a default.\n" +
+			"Example: orlop create db --size 20G --label app=shop",
+		Action: c.create,
 	}
 	for _, kind := range daemon.OptionKinds {
 		switch {
@@ -140,47 +140,6 @@ func (c *cli) setCommand() *urfave.Command {
 	}
 }
 
-func (c *cli) listCommand() *urfave.Command {
-	return &urfave.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "list volumes",
-		Description: "Example: orlop list --filter label=app=shop",
-		Flags:       []urfave.Flag{&urfave.StringSliceFlag{Name: "filter", Usage: "label=key or label=key=value"}},
-		Action: func(ctx *urfave.Context) error {
-			if _, err := arguments(ctx, 0, 0); err != nil {
-				return err
-			}
-			var views []daemon.View
-			if err := c.client.Get(ctx.Context, "/volumes", url.Values{"filter": ctx.StringSlice("filter")}, &views); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(views)
-			}
-			return c.table(views)
-		},
-	}
-}
-
-func (c *cli) table(views []daemon.View) error {
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSIZE\tUSED\tUSE%\tFS\tPOOL\tSTATE\tMOUNTED\tHOLDERS")
-	for _, v := range views {
-		mounted := "-"
-		if v.Mounted {
-			mounted = v.Mountpoint
-		}
-		fill := "-"
-		if v.FillView != nil {
-			fill = daemon.Percent(v.FSUsed())
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, daemon.Bytes(v.Size), daemon.Bytes(v.Used), fill, v.Filesystem, v.Pool, v.State, mounted, len(v.Holders))
-	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
-}
-
 func (c *cli) inspectCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "inspect", Usage: "show all about volumes, as JSON", ArgsUsage: "NAME...",
@@ -226,18 +185,28 @@ func emptyName(command string) error {
 func (c *cli) deleteCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "delete", Aliases: []string{"rm"}, Usage: "delete volumes and their data", ArgsUsage: "NAME...",
-		Description: "Refuses volumes that are mounted or protected, or have snapshots. Example: orlop delete scratch",
-		Flags:       []urfave.Flag{&urfave.BoolFlag{Name: "snapshots", Usage: "delete their snapshots too"}},
+		Description: "Refuses volumes that are mounted or protected, or have snapshots. Prints the names of those that it deleted.\n" +
+			"Example: orlop delete scratch",
+		Flags: []urfave.Flag{&urfave.BoolFlag{Name: "snapshots", Usage: "delete their snapshots too"}},
 		Action: func(ctx *urfave.Context) error {
 			names, err := arguments(ctx, 1, -1)
 			if err != nil {
 				return err
 			}
 			return c.forEach(names, func(name string) error {
-				return c.client.Post(ctx.Context, "/volumes/delete", control.Request{Name: name, Snapshots: ctx.Bool("snapshots")}, nil)
+				err := c.client.Post(ctx.Context, "/volumes/delete", control.Request{Name: name, Snapshots: ctx.Bool("snapshots")}, nil)
+				return c.printDeleted(name, err)
 			})
 		},
 	}
+}
+
+// printDeleted prints what was deleted, unless err tells that it was not or the output is JSON, which has no shape for it.
+func (c *cli) printDeleted(name string, err error) error {
+	if err != nil || c.json {
+		return err
+	}
+	return c.print(name, nil)
 }
 
 func (c *cli) mountCommand() *urfave.Command {
@@ -295,7 +264,7 @@ func (c *cli) umountCommand() *urfave.Command {
 
 func (c *cli) resizeCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "resize", Usage: "grow a volume, also while it is in use", ArgsUsage: "NAME",
+		Name: "resize", Usage: "grow a volume, also while it is in use", ArgsUsage: "NAME --size SIZE",
 		Description: "Example: orlop resize db --size 50G",
 		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "size", Usage: "the new size, as in 50G"}},
 		Action: func(ctx *urfave.Context) error {
@@ -304,7 +273,7 @@ func (c *cli) resizeCommand() *urfave.Command {
 				return err
 			}
 			if !ctx.IsSet("size") {
-				return fault.Errorf(fault.ErrInvalid, "resize: --size is missing: orlop resize %s --size S", args[0])
+				return fault.Errorf(fault.ErrInvalid, "resize: missing --size: orlop resize %s --size SIZE", args[0])
 			}
 			var view daemon.View
 			err = c.client.Post(ctx.Context, "/volumes/resize", control.Request{Name: args[0], Size: ctx.String("size")}, &view)

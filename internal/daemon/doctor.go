@@ -92,13 +92,11 @@ func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ erro
 	for _, v := range views {
 		subject := "volume " + v.Name
 		switch {
-		case v.ReadOnly:
-			found = append(found, Finding{severe, subject, v.Problem, "docker ps --filter volume=" + v.Name})
 		case v.ungrown:
 			again := fmt.Sprintf(" ('orlop resize %s --size %d' tries again, this command keeps the present size)", v.Name, v.WantedSize)
 			found = append(found, Finding{mild, subject, v.Problem + again, fmt.Sprintf("orlop resize %s --size %d", v.Name, v.Size)})
 		case v.Problem != "":
-			found = append(found, Finding{severe, subject, v.Problem, "orlop inspect " + v.Name})
+			found = append(found, Finding{severe, subject, v.Problem, v.remedy})
 		case v.State == string(metadata.Removing):
 			found = append(found, Finding{mild, subject, "its deletion is not finished; it is tried again each minute", "orlop delete " + v.Name})
 		}
@@ -199,7 +197,7 @@ func (d *Daemon) findStrayLoops(ctx context.Context) (found []Finding, _ error) 
 	}
 	for _, v := range views {
 		if v.Mounted || v.State != string(metadata.Ready) {
-			used[v.device] = true
+			used[v.DeviceID] = true
 		}
 	}
 	paths, err := filepath.Glob("/sys/block/loop*/loop/backing_file")

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -13,6 +14,7 @@ import (
 	"orlop/blockdev"
 	"orlop/fs"
 	"orlop/internal/fault"
+	"orlop/internal/run"
 	"orlop/metadata"
 )
 
@@ -48,9 +50,13 @@ type View struct {
 	ReadOnly     bool              `json:"read_only"`             // mounted, and went read-only after an error
 	WantedSize   int64             `json:"wanted_size,omitempty"` // bytes to which it could not be grown; Size is what it has
 	*FillView                      // absent while it is not mounted
+	DeviceID     string            `json:"device_id"`         // of the pool
+	Image        string            `json:"image"`             // file that holds the device; empty if its pool is missing
+	Device       string            `json:"device"`            // node while attached, as in /dev/loop7; else empty
+	FSUUID       string            `json:"fs_uuid,omitempty"` // from inspect only, if it can be read
 
-	device  string
-	ungrown bool // Problem tells why it has not its wanted size
+	ungrown bool   // Problem tells why it has not its wanted size
+	remedy  string // command for the problem
 }
 
 // A HolderView is what users see of somebody who holds a volume.
@@ -109,7 +115,7 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 		Labels: v.Labels, MountOptions: v.MountOptions, Protected: v.Protected, State: string(v.State),
 		PreSnapshot: v.PreSnapshot, PostSnapshot: v.PostSnapshot,
 		Snapshots: []SnapshotView{}, Keep: v.Keep, NoBackup: v.NoBackup, LastBackup: lastBackup(f.backups), Restore: d.restoreView(v),
-		device: v.Device,
+		DeviceID: v.Device, Image: d.image(v),
 	}
 	if view.Labels == nil {
 		view.Labels = map[string]string{}
@@ -131,10 +137,12 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 		view.Mounted, view.Mountpoint, view.Kept = true, entry.Mountpoint, len(holders) == 0
 		view.FillView = d.fill(ctx, entry)
 	}
-	view.Used, view.Problem = d.examine(ctx, v)
+	info, problem, remedy := d.examine(ctx, v)
+	view.Used, view.Device, view.Problem, view.remedy = info.Used, info.Path, problem, remedy
 	view.Warnings = d.volumes.SpaceWarnings(v.Pool)
 	if view.ReadOnly = isMounted && entry.ReadOnly && !hasOption(v, "ro"); view.ReadOnly {
 		view.Problem = "its filesystem went read-only after an error: stop its containers; the next mount checks it"
+		view.remedy = "docker ps --filter volume=" + v.Name
 	}
 	if f.growth != nil {
 		view.Size, view.WantedSize = f.growth.Size, v.Size
@@ -144,6 +152,7 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 	}
 	if v.State == metadata.Failed {
 		view.Problem = "its restore failed: " + v.Restore.Error
+		view.remedy = "orlop delete " + v.Name + ", then restore it again"
 	}
 	if view.Problem != "" && v.State == metadata.Ready {
 		view.State = degraded
@@ -160,25 +169,37 @@ func hasOption(v metadata.Volume, option string) bool {
 	return false
 }
 
-// examine returns the bytes allocated for a volume, and what is wrong with its device.
-func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (used int64, problem string) {
+// image returns the path of the file that holds a volume's device, or "" if its pool is missing.
+func (d *Daemon) image(v metadata.Volume) string {
+	pool, ok := d.poolNamed(v.Pool)
+	if !ok || pool.Dir == "" {
+		return ""
+	}
+	return filepath.Join(pool.Dir, "images", v.Device+".img")
+}
+
+// examine describes a volume's device, and returns its problem, if it has one, with the command that helps.
+func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (info blockdev.Info, problem, remedy string) {
 	pool, err := d.volumes.Pool(v)
 	if err != nil {
-		return 0, err.Error()
+		return info, err.Error(), "systemctl restart orlop, once the disk of pool " + v.Pool + " is mounted"
 	}
-	info, err := pool.Stat(ctx, blockdev.ID(v.Device))
+	restore := fmt.Sprintf("restore %s from a copy, or orlop delete %s", run.Line(d.image(v)), v.Name)
+	info, err = pool.Stat(ctx, blockdev.ID(v.Device))
 	switch {
 	case v.State != metadata.Ready && fault.Is(err, fault.ErrNotFound):
-		return 0, ""
+		return info, "", ""
+	case fault.Is(err, fault.ErrNotFound):
+		return info, err.Error(), restore
 	case err != nil:
-		return 0, err.Error()
+		return info, err.Error(), "journalctl -u orlop -g " + v.Device
 	}
 	if info.Size < v.Size {
 		if err := d.volumes.Truncated(v, info.Size); err != nil {
-			return info.Used, err.Error()
+			return info, err.Error(), restore
 		}
 	}
-	return info.Used, ""
+	return info, "", ""
 }
 
 // Get returns what users see of the volume of exactly this name; ok is false only if there is none. It reads one
@@ -231,13 +252,16 @@ func (d *Daemon) Inspect(ctx context.Context, ref string) (View, error) {
 	}
 	view := d.view(ctx, f, mounted)
 	view.Snapshots = d.snapshotViews(ctx, f.snapshots)
+	if kind, err := fs.Lookup(view.Filesystem); err == nil && view.Image != "" {
+		view.FSUUID, _ = kind.UUID(view.Image) // what is wrong with the image stands in Problem
+	}
 	return view, nil
 }
 
-// List returns what users see of every volume that passes all filters, by name. A filter is label=<key> or
-// label=<key>=<value>.
+// List returns what users see of every volume that passes all filters, by name. A filter is label=<key>,
+// label=<key>=<value>, pool=<name>, state=<state> or mounted[=true|false].
 func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
-	pass, err := parseFilters(filters)
+	pass, show, err := parseFilters(filters)
 	if err != nil {
 		return nil, err
 	}
@@ -285,32 +309,7 @@ func (d *Daemon) List(ctx context.Context, filters []string) ([]View, error) {
 		views[i] = d.view(ctx, f, mounted)
 		views[i].Snapshots = d.snapshotViews(ctx, f.snapshots)
 	}
-	return views, nil
-}
-
-func parseFilters(filters []string) (pass func(metadata.Volume) bool, err error) {
-	type wanted struct {
-		key, value string
-		exact      bool
-	}
-	var labels []wanted
-	for _, filter := range filters {
-		text, ok := strings.CutPrefix(filter, "label=")
-		key, value, exact := strings.Cut(text, "=")
-		if !ok || key == "" {
-			return nil, fault.Errorf(fault.ErrInvalid, "filter %q: must be label=<key> or label=<key>=<value>", filter)
-		}
-		labels = append(labels, wanted{key, value, exact})
-	}
-	return func(v metadata.Volume) bool {
-		for _, label := range labels {
-			value, ok := v.Labels[label.key]
-			if !ok || label.exact && value != label.value {
-				return false
-			}
-		}
-		return true
-	}, nil
+	return slices.DeleteFunc(views, func(v View) bool { return !show(v) }), nil
 }
 
 // Names returns the name of each volume with its mount point, empty while it is not mounted. It reads no records,
