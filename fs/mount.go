@@ -229,11 +229,20 @@ func (p Process) String() string {
 // services of a systemd host have such mounts in their private namespaces. It reads the mount table of every
 // namespace once. Processes that end meanwhile are passed over.
 func MountedElsewhere(device uint64) ([]Process, error) {
+	found, err := AllMountedElsewhere(device)
+	return found[device], err
+}
+
+// AllMountedElsewhere is MountedElsewhere for several devices with one look.
+func AllMountedElsewhere(devices ...uint64) (map[uint64][]Process, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, fmt.Errorf("look into mount namespaces: %w", err)
 	}
-	wanted := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	wanted := map[string]uint64{}
+	for _, device := range devices {
+		wanted[fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))] = device
+	}
 	here, err := mountsAt("/proc/self/mountinfo", wanted)
 	if err != nil {
 		return nil, fmt.Errorf("look into mount namespaces: %w", err)
@@ -243,7 +252,7 @@ func MountedElsewhere(device uint64) ([]Process, error) {
 		return nil, fmt.Errorf("look into mount namespaces: %w", err)
 	}
 	seen := map[string]bool{own: true}
-	var found []Process
+	found := map[uint64][]Process{}
 	for _, entry := range proc {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
@@ -258,8 +267,10 @@ func MountedElsewhere(device uint64) ([]Process, error) {
 			if err != nil {
 				continue // it ended, and another of its namespace may tell
 			}
-			if slices.ContainsFunc(there, func(m mountLine) bool { return !m.follows(here) }) {
-				found = append(found, describe(pid))
+			for device, mounts := range there {
+				if slices.ContainsFunc(mounts, func(m mountLine) bool { return !m.follows(here[device]) }) {
+					found[device] = append(found[device], describe(pid))
+				}
 			}
 			seen[namespace] = true
 		}
@@ -295,22 +306,28 @@ func (m mountLine) follows(here []mountLine) bool {
 	})
 }
 
-func mountsAt(path, device string) ([]mountLine, error) {
+func mountsAt(path string, wanted map[string]uint64) (map[uint64][]mountLine, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return mountsOf(f, device)
+	return mountsOf(f, wanted)
 }
 
-// mountsOf returns the mounts of the device "major:minor" in a mount table in the format of proc_pid_mountinfo(5).
-func mountsOf(r io.Reader, device string) (mounts []mountLine, err error) {
+// mountsOf returns the mounts of the wanted devices, by their "major:minor", in a mount table in the format of
+// proc_pid_mountinfo(5).
+func mountsOf(r io.Reader, wanted map[string]uint64) (map[uint64][]mountLine, error) {
+	mounts := map[uint64][]mountLine{}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) < 6 || fields[2] != device {
+		if len(fields) < 6 {
+			continue
+		}
+		device, is := wanted[fields[2]]
+		if !is {
 			continue
 		}
 		m := mountLine{mountpoint: fields[4]}
@@ -325,7 +342,7 @@ func mountsOf(r io.Reader, device string) (mounts []mountLine, err error) {
 				m.master = group
 			}
 		}
-		mounts = append(mounts, m)
+		mounts[device] = append(mounts[device], m)
 	}
 	return mounts, lines.Err()
 }

@@ -160,7 +160,8 @@ type Holder struct {
 	User       bool      `json:"user,omitempty"`       // taken by "orlop mount": only "orlop umount" or a reboot drops it
 	Boot       string    `json:"boot"`                 // boot ID of the kernel it was taken under
 	Epoch      uint64    `json:"epoch,omitempty"`      // Docker epoch it was taken in
-	Since      time.Time `json:"since"`
+	Since      time.Time `json:"since"`                // by the wall clock, for people
+	SinceBoot  int64     `json:"since_boot,omitempty"` // seconds from the start of that kernel, suspends included; ages count by it
 }
 
 // Intent announces a freeze. It is recorded before the freeze and removed after the thaw.

@@ -61,7 +61,9 @@ func newMountedWorld(t *testing.T, filesystem string) *mountedWorld {
 	w.dir, err = w.volumes.MountUser(t.Context(), w.volume.ID, "")
 	check(t, err)
 	t.Cleanup(func() {
-		check(t, errors.Join(fs.Thaw(w.dir), w.volumes.UnmountUser(context.Background(), w.volume.ID)))
+		check(t, fs.Thaw(w.dir))
+		_, err := w.volumes.UnmountUser(context.Background(), w.volume.ID, false)
+		check(t, err)
 	})
 	return w
 }

@@ -252,12 +252,18 @@ func (c *cli) umountCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "umount", Aliases: []string{"unmount"}, Usage: "undo 'orlop mount'", ArgsUsage: "NAME",
 		Description: "What containers use stays mounted. Example: orlop umount db",
+		Flags:       []urfave.Flag{&urfave.BoolFlag{Name: "stale", Usage: "also drop what Docker or Podman hold though no process has used it for 3 minutes"}},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
 				return err
 			}
-			return c.client.Post(ctx.Context, "/volumes/umount", control.Request{Name: args[0]}, nil)
+			var answer control.Unmounted
+			err = c.client.Post(ctx.Context, "/volumes/umount", control.Request{Name: args[0], Stale: ctx.Bool("stale")}, &answer)
+			if err == nil && answer.Held != "" {
+				fmt.Fprintf(c.stderr, "orlop: volume %q: stays mounted: in use by %s\n", args[0], answer.Held)
+			}
+			return err
 		},
 	}
 }

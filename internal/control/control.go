@@ -36,6 +36,7 @@ type Request struct {
 	Snapshots    bool      `json:"snapshots,omitempty"`     // delete: with the volume's snapshots
 	Device       string    `json:"device,omitempty"`        // adopt, delete of a device: its ID or the beginning of it
 	Mountpoint   string    `json:"mountpoint,omitempty"`    // mount: absolute path, empty for the volume's own
+	Stale        bool      `json:"stale,omitempty"`         // umount: also what Docker or Podman hold and no process uses
 	Size         string    `json:"size,omitempty"`          // resize
 	Labels       []string  `json:"labels,omitempty"`        // set: key=value, or key= to remove; new snapshots: key=value
 	Protect      *bool     `json:"protect,omitempty"`       // set
@@ -65,6 +66,11 @@ type Collecting struct {
 // Mounted answers mount.
 type Mounted struct {
 	Path string `json:"path"`
+}
+
+// Unmounted answers umount.
+type Unmounted struct {
+	Held string `json:"held,omitempty"` // by whom, if the volume stays mounted because Docker holds it
 }
 
 // Trimmed answers trim.

@@ -196,15 +196,15 @@ func (d *Daemon) Delete(ctx context.Context, ref string, withSnapshots bool) err
 	if err != nil {
 		return err
 	}
-	return d.delete(ctx, id, withSnapshots)
+	return d.delete(ctx, id, func() error { return d.volumes.Delete(ctx, id, withSnapshots) })
 }
 
-// delete deletes a volume, and first ends its restore if one runs: that may leave nothing.
-func (d *Daemon) delete(ctx context.Context, id string, withSnapshots bool) error {
+// delete deletes a volume by way of remove, and first ends its restore if one runs: that may leave nothing.
+func (d *Daemon) delete(ctx context.Context, id string, remove func() error) error {
 	if err := d.backups.CancelRestore(ctx, id); err != nil {
 		return err
 	}
-	err := d.volumes.Delete(ctx, id, withSnapshots)
+	err := remove()
 	if fault.Is(err, fault.ErrNotFound) {
 		return nil
 	}
@@ -216,7 +216,7 @@ func (d *Daemon) delete(ctx context.Context, id string, withSnapshots bool) erro
 func (d *Daemon) RemoveDocker(ctx context.Context, name string) error {
 	id, err := d.named(name)
 	if err == nil && id != "" {
-		err = d.delete(ctx, id, false)
+		err = d.delete(ctx, id, func() error { return d.volumes.Remove(ctx, id) })
 	}
 	return err
 }
@@ -291,13 +291,14 @@ func (d *Daemon) Mount(ctx context.Context, ref, dir string) (string, error) {
 	return d.volumes.MountUser(ctx, id, dir)
 }
 
-// Unmount drops what Mount took.
-func (d *Daemon) Unmount(ctx context.Context, ref string) error {
+// Unmount drops what Mount took and, with stale set, what Docker or Podman hold and no process uses. If the volume stays
+// mounted because Docker holds it, held says by whom.
+func (d *Daemon) Unmount(ctx context.Context, ref string, stale bool) (held string, err error) {
 	id, err := d.resolve(ref)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return d.volumes.UnmountUser(ctx, id)
+	return d.volumes.UnmountUser(ctx, id, stale)
 }
 
 // Resize grows a volume to a size as ParseSize reads it, rounded up to whole blocks, or takes back a growth that its

@@ -364,7 +364,7 @@ func (w *world) wantRelease(t *testing.T) {
 	for _, v := range w.volumes(t) {
 		holders, err := w.Holders(v)
 		check(t, err)
-		check(t, w.UnmountUser(ctx, v.ID))
+		check(t, unmountUser(ctx, w, v.ID))
 		for _, h := range holders {
 			check(t, w.Unmount(ctx, v.ID, h.ID))
 		}

@@ -58,7 +58,7 @@ var operations = []operation{
 	{name: "unmount for a user", setup: func(t testing.TB, w *world) {
 		check(t, mountUser("")(t.Context(), w))
 		check(t, mountUser("user")(t.Context(), w))
-	}, run: func(ctx context.Context, w *world) error { return w.UnmountUser(ctx, w.named(subject)) }, between: func(before, _ picture) []picture {
+	}, run: func(ctx context.Context, w *world) error { return unmountUser(ctx, w, w.named(subject)) }, between: func(before, _ picture) []picture {
 		// Each of the user's mounts goes by itself.
 		before.Holders = without(before.Holders, subject+" "+volume.UserHolder)
 		less := before

@@ -359,6 +359,16 @@ func RemoveDevice(ctx context.Context, pool blockdev.Pool, id string) error {
 // are fault.ErrProtected otherwise; one that is being taken or read is fault.ErrInUse. After a crash the deletion is
 // finished in the background.
 func (m *Manager) Delete(ctx context.Context, id string, withSnapshots bool) error {
+	return m.delete(ctx, id, withSnapshots, toFree)
+}
+
+// Remove is Delete, without snapshots, for Docker or Podman. They ask for it only when they know of no user, so that their
+// own holders do not count for more than the kernel.
+func (m *Manager) Remove(ctx context.Context, id string) error {
+	return m.delete(ctx, id, false, toForget)
+}
+
+func (m *Manager) delete(ctx context.Context, id string, withSnapshots bool, w wish) error {
 	v, release, err := m.acquire(ctx, id)
 	if err != nil {
 		return err
@@ -379,7 +389,7 @@ func (m *Manager) Delete(ctx context.Context, id string, withSnapshots bool) err
 		if err != nil {
 			return err
 		}
-		if err := m.RefuseHeld(ctx, v); err != nil {
+		if err := m.refuseHeld(ctx, v, w); err != nil {
 			return err
 		}
 		if err := m.beginRemoval(ctx, v, withSnapshots); err != nil {
@@ -455,16 +465,19 @@ func enumerate(names []string) string {
 // RefuseHeld settles a volume, whose lock the caller holds, and fails with fault.ErrInUse, naming who holds it, unless
 // it is now neither mounted nor active.
 func (m *Manager) RefuseHeld(ctx context.Context, v metadata.Volume) error {
+	return m.refuseHeld(ctx, v, toFree)
+}
+
+func (m *Manager) refuseHeld(ctx context.Context, v metadata.Volume, w wish) error {
 	if _, err := m.Pool(v); err != nil {
 		return err
 	}
-	result, err := m.settle(ctx, v)
+	result, err := m.settle(ctx, v, w)
 	if err != nil {
 		return err
 	}
 	if result.released {
 		return nil
 	}
-	result.processes = m.users(ctx, v)
 	return fault.Errorf(fault.ErrInUse, "volume %q: in use by %s", v.Name, result.by(v.Name))
 }

@@ -20,8 +20,9 @@ type (
 )
 
 const (
-	UserHolder = userHolder
-	SuspectAge = suspectAge
+	UserHolder   = userHolder
+	PodmanHolder = podmanHolder
+	SuspectAge   = suspectAge
 )
 
 var (

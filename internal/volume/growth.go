@@ -403,7 +403,7 @@ func (m *Manager) releaseToGrow(ctx context.Context, v metadata.Volume, pool blo
 	}
 	result := settled{holders: starting(holders)}
 	if len(result.holders) == 0 {
-		result, err = m.release(ctx, v, pool, patience{trim: trimWait})
+		result, err = m.release(ctx, v, pool, patience{trim: trimWait, device: openWait})
 	}
 	if err == nil && !result.released {
 		err = growsUnmounted(kind, result.by(v.Name))
@@ -419,17 +419,6 @@ func growsUnmounted(kind fs.Type, by string) error {
 }
 
 func isReadOnly(v metadata.Volume) bool { return slices.Contains(v.MountOptions, "ro") }
-
-// starting returns Docker's holders that are young: their containers may be starting, with the path in hand and no mount
-// of their own yet that the kernel would show.
-func starting(holders []metadata.Holder) (young []metadata.Holder) {
-	for _, h := range holders {
-		if !h.User && time.Since(h.Since) < suspectAge {
-			young = append(young, h)
-		}
-	}
-	return young
-}
 
 // deactivateUnmounted frees a volume's device that was active for a look only.
 func (m *Manager) deactivateUnmounted(ctx context.Context, v metadata.Volume, pool blockdev.Pool) error {

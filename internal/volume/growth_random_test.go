@@ -130,7 +130,7 @@ func (g *growth) step(t *testing.T) {
 		if entry, err := g.MountOf(g.Mountpoint(g.name)); err != nil || entry == nil {
 			t.Errorf("not mounted any more: %v", err)
 		}
-		check(t, g.UnmountUser(t.Context(), v.ID))
+		check(t, unmountUser(t.Context(), g.world, v.ID))
 	case 2:
 		g.with(t, g.name, func(dir string) {
 			open, err := os.Open(filepath.Join(dir, fileName))

@@ -287,7 +287,7 @@ func TestReadOnlyVolumeGrowsWhileNothingUsesIt(t *testing.T) {
 		if err := resize(name, 4*size)(t.Context(), w); !fault.Is(err, fault.ErrUnsupported) {
 			t.Errorf("grown while it is used read-only: %v", err)
 		}
-		check(t, errors.Join(open.Close(), w.UnmountUser(t.Context(), v.ID)))
+		check(t, errors.Join(open.Close(), unmountUser(t.Context(), w, v.ID)))
 		w.wantUsable(t, name, 3*size)
 	})
 }

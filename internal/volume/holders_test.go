@@ -4,6 +4,7 @@ package volume_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -20,6 +21,7 @@ import (
 	"orlop/internal/run"
 	"orlop/internal/volume"
 	"orlop/metadata"
+	"orlop/snapshot"
 )
 
 // A container is a process in a mount namespace of its own, which has what was mounted when it began.
@@ -87,6 +89,12 @@ func (w *world) mount(t *testing.T, holder string) {
 	check(t, mount(subject, holder)(t.Context(), w))
 }
 
+// unmountUser is UnmountUser for who does not ask who else holds the volume.
+func unmountUser(ctx context.Context, w *world, id string) error {
+	_, err := w.UnmountUser(ctx, id, false)
+	return err
+}
+
 func (w *world) unmount(t *testing.T, holder string) {
 	t.Helper()
 	check(t, unmount(subject, holder)(t.Context(), w))
@@ -99,7 +107,7 @@ func (w *world) age(t *testing.T, id string, age time.Duration) {
 	check(t, err)
 	for _, h := range holders {
 		if h.ID == id {
-			h.Since = h.Since.Add(-age)
+			h.SinceBoot -= int64(age / time.Second)
 			check(t, w.store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.PutHolder(h) }))
 		}
 	}
@@ -117,7 +125,13 @@ func TestTheKernelIsTheJudgeOfMounts(t *testing.T) {
 		{"what somebody else mounted at a mount point stays", strangerAtMountpoint},
 		{"a device whose number another file has taken is not touched", strangerInDevice},
 		{"holders of an earlier epoch count for three minutes", youngHolderOfEarlierEpoch},
-		{"old holders of an earlier epoch go only if the kernel shows no use", oldHolderOfEarlierEpoch},
+		{"old holders of an earlier epoch go with an unmount, if the kernel shows no use", oldHolderOfEarlierEpoch},
+		{"a client that activates again and again has its volume unmounted by no time", activatedAgain},
+		{"what podman holds goes only if podman says so, or a person does", podmanHolder},
+		{"an old holder of the same epoch is in the way of no deletion", staleHolderDeleted},
+		{"an old holder of the same epoch is in the way of no removal, rollback or detaching", staleHolderElsewhere},
+		{"umount drops stale holders only if asked to", staleHolderUnmounted},
+		{"the wall clock counts for no holder's age", wallClockSet},
 		{"a user's holder goes with no epoch", userHolderOfEarlierEpoch},
 		{"holders of another boot go at the start", holderOfAnotherBoot},
 		{"the same mount ID twice is one holder", sameHolderTwice},
@@ -163,7 +177,7 @@ func strangerAtMountpoint(t *testing.T, w *world) {
 	settleAll := func() {
 		t.Helper()
 		stays("unmount", w.Unmount(ctx, id, "docker"))
-		stays("unmount for a user", w.UnmountUser(ctx, id))
+		stays("unmount for a user", unmountUser(ctx, w, id))
 		w.Tidy(ctx)
 		stays("tidy", nil)
 		err := w.Delete(ctx, id, false)
@@ -271,15 +285,165 @@ func youngHolderOfEarlierEpoch(t *testing.T, w *world) {
 func oldHolderOfEarlierEpoch(t *testing.T, w *world) {
 	w.mount(t, "old")
 	w.age(t, "old", time.Hour)
-	w.Tidy(t.Context())
+	w.unmount(t, "never heard of")
 	w.wantMounted(t, subject, "old") // old, but of this epoch
 	check(t, w.NewEpoch(t.Context()))
 	c := startContainer(t)
-	w.Tidy(t.Context())
+	w.unmount(t, "never heard of")
 	w.wantMounted(t, subject, "old") // the kernel shows a user
 	c.end()
 	w.Tidy(t.Context())
+	w.wantMounted(t, subject, "old") // nobody wants it unmounted
+	w.unmount(t, "never heard of")
 	w.wantFree(t, subject)
+}
+
+// Podman activates the plugin with each command, and mounts a volume again only when its own count rises from zero.
+func activatedAgain(t *testing.T, w *world) {
+	check(t, w.NewEpoch(t.Context()))
+	w.mount(t, "client")
+	for range 3 {
+		check(t, w.NewEpoch(t.Context()))
+		w.age(t, "client", 4*time.Minute)
+		w.Tidy(t.Context())
+		w.wantMounted(t, subject, "client")
+	}
+	w.die(t)
+	w.unmountAll(t)
+	w.begin(t)
+	w.wantMounted(t, subject, "client") // it has not let go, and will not say again that it wants it
+	w.unmount(t, "client")
+	w.wantFree(t, subject)
+}
+
+func podmanHolder(t *testing.T, w *world) {
+	w.mount(t, volume.PodmanHolder)
+	check(t, w.NewEpoch(t.Context()))
+	w.age(t, volume.PodmanHolder, time.Hour)
+	w.unmount(t, "docker's")
+	w.wantMounted(t, subject, volume.PodmanHolder)
+	err := w.Delete(t.Context(), w.id(t, subject), false)
+	if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "podman volume unmount "+subject) {
+		t.Errorf("delete what podman holds: %v", err)
+	}
+	held, err := w.UnmountUser(t.Context(), w.id(t, subject), false)
+	if check(t, err); !strings.Contains(held, "podman volume unmount "+subject) {
+		t.Errorf("umount of what podman holds says %q", held)
+	}
+	w.wantMounted(t, subject, volume.PodmanHolder)
+	_, err = w.UnmountUser(t.Context(), w.id(t, subject), true)
+	check(t, err)
+	w.wantFree(t, subject)
+	w.mount(t, volume.PodmanHolder)
+	w.age(t, volume.PodmanHolder, time.Hour)
+	check(t, w.Remove(t.Context(), w.id(t, subject))) // podman's own: its count is zero by then
+}
+
+// Docker does not repeat an Unmount that it could not send.
+func staleHolderDeleted(t *testing.T, w *world) {
+	w.mount(t, "lost")
+	err := w.Delete(t.Context(), w.id(t, subject), false)
+	if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "docker mount lost (no process uses it") {
+		t.Errorf("delete while a container may be starting: %v", err)
+	}
+	w.age(t, "lost", volume.SuspectAge)
+	c := startContainer(t)
+	err = w.Delete(t.Context(), w.id(t, subject), false)
+	if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), "pid ") {
+		t.Errorf("delete while a container runs: %v", err)
+	}
+	w.wantMounted(t, subject, "lost")
+	stale, err := w.StaleHolders(t.Context())
+	if check(t, err); len(stale) > 0 {
+		t.Errorf("stale while a container runs: %v", stale)
+	}
+	c.end()
+	stale, err = w.StaleHolders(t.Context())
+	if check(t, err); len(stale) != 1 || stale[0].Volume != subject || stale[0].Holder.ID != "lost" {
+		t.Errorf("stale: %v", stale)
+	}
+	check(t, w.Delete(t.Context(), w.id(t, subject), false))
+}
+
+func staleHolderElsewhere(t *testing.T, w *world) {
+	lose := func() {
+		w.mount(t, "lost")
+		w.age(t, "lost", volume.SuspectAge)
+	}
+	taken, err := w.snaps.Create(t.Context(), []string{w.id(t, subject)}, snapshot.Spec{Name: "s"})
+	check(t, err)
+	lose()
+	_, err = w.snaps.Restore(t.Context(), taken[0].ID, true)
+	check(t, err)
+	w.wantFree(t, subject)
+	check(t, w.snaps.Delete(t.Context(), taken[0].ID))
+	lose()
+	check(t, w.SettleAll(t.Context()))
+	w.wantFree(t, subject)
+	lose()
+	check(t, w.Remove(t.Context(), w.id(t, subject)))
+}
+
+func staleHolderUnmounted(t *testing.T, w *world) {
+	id, ctx := w.id(t, subject), t.Context()
+	check(t, mountUser("")(ctx, w))
+	w.mount(t, "lost")
+	if _, err := w.UnmountUser(ctx, id, true); !fault.Is(err, fault.ErrInUse) {
+		t.Errorf("drop stale holders while a container may be starting: %v", err)
+	}
+	w.age(t, "lost", volume.SuspectAge)
+	held, err := w.UnmountUser(ctx, id, false)
+	if check(t, err); !strings.Contains(held, "docker mount lost") {
+		t.Errorf("umount of what docker holds says %q", held)
+	}
+	w.wantMounted(t, subject, "lost")
+	for range 2 { // it may be repeated
+		held, err = w.UnmountUser(ctx, id, true)
+		if check(t, err); held != "" {
+			t.Errorf("held by %q", held)
+		}
+		w.wantFree(t, subject)
+	}
+}
+
+// Set forth by hours the clock makes no container's volume go, and set back it keeps none for ever; a restart of the daemon
+// in between changes nothing.
+func wallClockSet(t *testing.T, w *world) {
+	for _, shift := range []time.Duration{-5 * time.Hour, 5 * time.Hour} {
+		w.mount(t, "docker")
+		h := w.holder(t, "docker")
+		h.Since = h.Since.Add(shift)
+		check(t, w.store.Update(t.Context(), func(tx *metadata.Tx) error { return tx.PutHolder(h) }))
+		check(t, w.NewEpoch(t.Context()))
+		w.die(t)
+		w.begin(t)
+		if w.Suspect(h) {
+			t.Errorf("suspect after the clock was set by %s", -shift)
+		}
+		if err := w.Delete(t.Context(), w.id(t, subject), false); !fault.Is(err, fault.ErrInUse) {
+			t.Fatalf("delete after the clock was set by %s: %v", -shift, err)
+		}
+		w.age(t, "docker", volume.SuspectAge)
+		if !w.Suspect(w.holder(t, "docker")) {
+			t.Errorf("not suspect after the clock was set by %s and three minutes", -shift)
+		}
+		w.unmount(t, "never heard of")
+		w.wantFree(t, subject)
+	}
+}
+
+// holder returns one of the subject's holders.
+func (w *world) holder(t *testing.T, id string) metadata.Holder {
+	t.Helper()
+	holders, err := w.Holders(w.volume(t, subject))
+	check(t, err)
+	for _, h := range holders {
+		if h.ID == id {
+			return h
+		}
+	}
+	t.Fatalf("no holder %q in %v", id, holders)
+	return metadata.Holder{}
 }
 
 func userHolderOfEarlierEpoch(t *testing.T, w *world) {
@@ -291,7 +455,7 @@ func userHolderOfEarlierEpoch(t *testing.T, w *world) {
 	w.unmount(t, "docker")
 	w.Tidy(t.Context())
 	w.wantMounted(t, subject, volume.UserHolder)
-	check(t, w.UnmountUser(t.Context(), w.id(t, subject)))
+	check(t, unmountUser(t.Context(), w, w.id(t, subject)))
 	w.wantFree(t, subject)
 }
 

@@ -38,7 +38,7 @@ func (m *Manager) settleQueued(ctx context.Context) {
 	}
 }
 
-// settleSoon looks at a volume, with a pause before each look, until no other mount namespace uses it.
+// settleSoon looks at a volume, with a pause before each look, until nothing that may let go soon uses it.
 func (m *Manager) settleSoon(ctx context.Context, id string) {
 	for _, pause := range laterPauses {
 		select {
@@ -52,16 +52,17 @@ func (m *Manager) settleSoon(ctx context.Context, id string) {
 	}
 }
 
-// usedElsewhere settles a volume, and tells whether it could not because another mount namespace uses it.
+// usedElsewhere settles a volume after an Unmount, and reports whether it could not because something uses it that may let
+// go soon: another mount namespace, or another mount point.
 func (m *Manager) usedElsewhere(ctx context.Context, id string) bool {
 	v, release, err := m.acquireReady(ctx, id)
 	if err != nil {
 		return false // deleted meanwhile
 	}
 	defer release()
-	result, err := m.settleWith(ctx, v, hasty)
+	result, err := m.settleWith(ctx, v, toUnmount, hasty)
 	if err != nil {
 		m.log.Error("volume not settled", "volume", v.Name, "error", err)
 	}
-	return len(result.processes) > 0
+	return result.inUse()
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +47,7 @@ func (m *Manager) MountFor(ctx context.Context, id, holder string, gone func() b
 		return m.Mountpoint(v.Name), nil
 	}
 	m.log.Warn("who asked for the mount has gone", "volume", v.Name, "holder", holder)
-	return "", errors.Join(fmt.Errorf("mount volume %q: the caller gave up", v.Name), m.dropHolder(ctx, h), m.settleNow(ctx, v))
+	return "", errors.Join(fmt.Errorf("mount volume %q: the caller gave up", v.Name), m.dropHolder(ctx, h), m.settleNow(ctx, v, toUnmount))
 }
 
 // MountUser mounts a volume for a person, until UnmountUser or a reboot, and returns the path: dir, an empty
@@ -70,22 +69,38 @@ func (m *Manager) MountUser(ctx context.Context, id, dir string) (path string, e
 	holder := metadata.Holder{Volume: v.ID, ID: userHolder, User: true}
 	if dir == "" {
 		if err := m.recordHolder(ctx, holder); err != nil {
-			return "", errors.Join(err, m.settleNow(ctx, v))
+			return "", errors.Join(err, m.settleNow(ctx, v, toTidy))
 		}
 		return m.Mountpoint(v.Name), nil
 	}
-	// The record comes first: a bind mount that nobody knows of would hold the volume for ever.
 	holder.ID, holder.Mountpoint = userHolder+":"+dir, dir
-	if err := m.recordHolder(ctx, holder); err != nil {
-		return "", errors.Join(err, m.settleNow(ctx, v))
-	}
-	if already, err := m.shows(ctx, v, dir); err != nil || already {
-		return dir, err
-	}
-	if err := m.host.Bind(m.Mountpoint(v.Name), dir); err != nil {
-		return "", errors.Join(err, m.dropHolder(ctx, holder))
+	if err := m.bindUser(ctx, v, holder); err != nil {
+		return "", errors.Join(fmt.Errorf("mount volume %q: %w", v.Name, err), m.settleNow(ctx, v, toTidy))
 	}
 	return dir, nil
+}
+
+// bindUser shows a mounted volume at a holder's mount point too, and records the holder; or it does neither.
+func (m *Manager) bindUser(ctx context.Context, v metadata.Volume, holder metadata.Holder) (err error) {
+	already, err := m.shows(ctx, v, holder.Mountpoint)
+	if err != nil {
+		return err
+	}
+	// The record comes first: a bind mount without one would hold the volume for ever.
+	if err := m.recordHolder(ctx, holder); err != nil || already {
+		return err
+	}
+	var u undo.Stack
+	defer u.Unwind(ctx, &err)
+	u.Push("record holder", func(ctx context.Context) error { return m.dropHolder(ctx, holder) })
+	if err := m.host.Bind(m.Mountpoint(v.Name), holder.Mountpoint); err != nil {
+		return err
+	}
+	u.Push("bind", func(context.Context) error { return m.host.Unmount(holder.Mountpoint) })
+	if shown, err := m.shows(ctx, v, holder.Mountpoint); err != nil || !shown {
+		return errors.Join(err, fmt.Errorf("%s does not show the volume after mounting it there", holder.Mountpoint))
+	}
+	return nil
 }
 
 // checkUserDir resolves a mount point of the user's choice and refuses one that would hide something.
@@ -158,19 +173,6 @@ func (m *Manager) mountOf(dir string) (*fs.Entry, error) {
 		}
 	}
 	return top, nil
-}
-
-func (m *Manager) recordHolder(ctx context.Context, h metadata.Holder) error {
-	h.Boot, h.Since = m.boot, time.Now().UTC()
-	err := m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.PutHolder(h) })
-	if err != nil {
-		return fmt.Errorf("record holder %s: %w", h.ID, err)
-	}
-	return nil
-}
-
-func (m *Manager) dropHolder(ctx context.Context, h metadata.Holder) error {
-	return m.store.Update(context.WithoutCancel(ctx), func(tx *metadata.Tx) error { return tx.DeleteHolder(h.Volume, h.ID) })
 }
 
 // mount brings a volume to its mount point: device active, filesystem checked if it needs it, both of the wanted size if
@@ -366,17 +368,41 @@ func (m *Manager) Unmount(ctx context.Context, id, holder string) error {
 		// The mount table decides all the same; the holder stays until it is suspect.
 		m.log.Error("holder not dropped", "volume", v.Name, "holder", holder, "error", err)
 	}
-	return m.settleNow(ctx, v)
+	return m.settleNow(ctx, v, toUnmount)
 }
 
-// UnmountUser drops what MountUser took, never what Docker holds. It fails with fault.ErrInUse if a process uses
-// the mount point of the user's choice.
-func (m *Manager) UnmountUser(ctx context.Context, id string) error {
+// UnmountUser drops what MountUser took and unmounts the volume, unless something else needs it. What Docker holds stays
+// held, and held then says by whom; with stale set, Docker's and Podman's holders go too that are 3 minutes old and that the
+// kernel shows no user for. It fails with fault.ErrInUse, naming the users, if a process uses the mount point of the user's
+// choice, if something without a holder keeps the volume mounted, or if stale is set and holders are left. It may be
+// repeated.
+func (m *Manager) UnmountUser(ctx context.Context, id string, stale bool) (held string, err error) {
 	v, release, err := m.acquire(ctx, id)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer release()
+	if err := m.dropUsers(ctx, v); err != nil {
+		return "", err
+	}
+	w := toUnmount
+	if stale {
+		w = toForget
+	}
+	result, err := m.settle(ctx, v, w)
+	switch {
+	case err != nil || result.released:
+		return "", err
+	case len(result.holders) > 0 && !stale:
+		return result.by(v.Name), nil
+	case len(result.holders) > 0:
+		return "", fault.Errorf(fault.ErrInUse, "volume %q: still mounted: in use by %s", v.Name, result.by(v.Name))
+	}
+	return "", fault.Errorf(fault.ErrInUse, "volume %q: still mounted, until it is no longer in use by %s", v.Name, result.by(v.Name))
+}
+
+// dropUsers drops the holders that MountUser took, with their bind mounts.
+func (m *Manager) dropUsers(ctx context.Context, v metadata.Volume) error {
 	holders, err := m.holders(v)
 	if err != nil {
 		return err
@@ -390,7 +416,7 @@ func (m *Manager) UnmountUser(ctx context.Context, id string) error {
 				return err
 			} else if there {
 				if err := m.host.Unmount(h.Mountpoint); err != nil {
-					return fmt.Errorf("volume %q: %w", v.Name, err)
+					return fmt.Errorf("volume %q: %w", v.Name, m.busyAt(ctx, v, h.Mountpoint, err))
 				}
 			}
 		}
@@ -398,13 +424,18 @@ func (m *Manager) UnmountUser(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return m.settleNow(ctx, v)
+	return nil
 }
 
-func (m *Manager) holders(v metadata.Volume) (holders []metadata.Holder, err error) {
-	err = m.store.View(func(tx *metadata.Tx) error {
-		holders, err = tx.Holders(v.ID)
+// busyAt adds to the failure of unmounting a volume at dir what uses it.
+func (m *Manager) busyAt(ctx context.Context, v metadata.Volume, dir string, err error) error {
+	if !fault.Is(err, fault.ErrInUse) {
 		return err
-	})
-	return holders, err
+	}
+	uses := m.Lingering(ctx, v)
+	uses = slices.DeleteFunc(uses, func(use string) bool { return use == fs.Use{Mountpoint: dir}.String() })
+	if len(uses) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w by %s", err, strings.Join(uses, ", "))
 }

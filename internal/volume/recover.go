@@ -63,7 +63,7 @@ func (m *Manager) undoAbandoned(ctx context.Context, v metadata.Volume, deadline
 // unmounted was cut short. It tries until deadline while something has the device.
 func (m *Manager) remount(ctx context.Context, v metadata.Volume, deadline time.Time) error {
 	holders, err := m.holders(v)
-	if err != nil || len(m.firm(holders)) == 0 {
+	if err != nil || len(holders) == 0 {
 		return err
 	}
 	return retryInUse(deadline, func() error {
@@ -225,7 +225,7 @@ func (m *Manager) undoUnattended(ctx context.Context, v metadata.Volume) {
 	}
 }
 
-// unsettled tells whether a volume is active though nobody firmly holds it. It takes no lock: settleAgain looks
+// unsettled reports whether a volume is active though it has no holder. It takes no lock: settleAgain looks
 // again under the volume's.
 func (m *Manager) unsettled(ctx context.Context, v metadata.Volume) bool {
 	pool, err := m.Pool(v)
@@ -237,7 +237,7 @@ func (m *Manager) unsettled(ctx context.Context, v metadata.Volume) bool {
 		return false
 	}
 	holders, err := m.holders(v)
-	return err == nil && len(m.firm(holders)) == 0
+	return err == nil && len(holders) == 0
 }
 
 func (m *Manager) settleAgain(ctx context.Context, v metadata.Volume) {
@@ -246,7 +246,7 @@ func (m *Manager) settleAgain(ctx context.Context, v metadata.Volume) {
 		return // deleted meanwhile
 	}
 	defer release()
-	if _, err := m.settleWith(ctx, v, hasty); err != nil {
+	if _, err := m.settleWith(ctx, v, toTidy, hasty); err != nil {
 		m.log.Error("volume not settled", "volume", v.Name, "error", err)
 	}
 }

@@ -22,8 +22,8 @@ import (
 const (
 	// probeWait is how long a mount namespace may take to die after its container.
 	probeWait = time.Second
-	// suspectAge is how old a holder of an earlier Docker epoch must be to be dropped.
-	suspectAge = 3 * time.Minute
+	// openWait is how long another process may keep a device open: udev looks into each one that is attached.
+	openWait = 2 * time.Second
 )
 
 // settled is the outcome of settling a volume.
@@ -31,24 +31,25 @@ type settled struct {
 	released  bool              // neither mounted nor active
 	holders   []metadata.Holder // that keep it
 	processes []fs.Process      // in whose mount namespace the kernel shows it
-	reason    string            // why it is kept, where it is neither
+	uses      []fs.Use          // in this one
+	reason    string            // why it is kept, where nothing above tells
 }
 
 // by says who keeps the volume, for a refusal.
 func (s settled) by(name string) string {
 	var parts []string
+	ours := map[string]bool{}
 	for _, h := range s.holders {
-		switch {
-		case h.User && h.Mountpoint != "":
-			parts = append(parts, fmt.Sprintf("a mount at %s (run 'orlop umount %s')", h.Mountpoint, name))
-		case h.User:
-			parts = append(parts, fmt.Sprintf("'orlop mount' (run 'orlop umount %s')", name))
-		default:
-			parts = append(parts, "docker mount "+h.ID)
-		}
+		parts = append(parts, describeHolder(h, name, len(s.processes)+len(s.uses) == 0))
+		ours[h.Mountpoint] = true
 	}
 	for _, p := range s.processes {
 		parts = append(parts, p.String())
+	}
+	for _, u := range s.uses {
+		if u.Mountpoint == "" || !ours[u.Mountpoint] {
+			parts = append(parts, u.String())
+		}
 	}
 	if len(parts) == 0 {
 		parts = append(parts, s.reason)
@@ -60,28 +61,33 @@ func (s settled) by(name string) string {
 type patience struct {
 	trim      time.Duration // a trim of the daemon's own
 	namespace time.Duration // the mount namespace of a container that has ended
-	rest      time.Duration // a process with an open file, or one that looks at the device
+	rest      time.Duration // a process with an open file
+	device    time.Duration // a process that looks at the device
 }
 
 var (
-	patient = patience{trim: trimWait, namespace: probeWait, rest: probeWait}
-	hasty   = patience{rest: probeWait} // for a caller whom the background relieves of waiting
+	patient = patience{trim: trimWait, namespace: probeWait, rest: probeWait, device: openWait}
+	hasty   = patience{rest: probeWait, device: openWait} // for a caller whom the background relieves of waiting
 )
 
-// settle unmounts a volume and frees its device unless somebody needs it. The caller holds the volume's lock. Once
+// settle unmounts a volume and frees its device unless something needs it. The caller holds the volume's lock. Once
 // begun it does not heed ctx's end, so that it never stops between an unmount and mounting back.
-func (m *Manager) settle(ctx context.Context, v metadata.Volume) (settled, error) {
-	return m.settleWith(ctx, v, patient)
+func (m *Manager) settle(ctx context.Context, v metadata.Volume, w wish) (settled, error) {
+	result, err := m.settleWith(ctx, v, w, patient)
+	if err != nil || result.released {
+		return result, err
+	}
+	return m.explain(ctx, v, result), nil
 }
 
 // settleNow is settle for a caller who waits for an answer only: what the first look shows to be in use is left to the
 // background, which looks again soon.
-func (m *Manager) settleNow(ctx context.Context, v metadata.Volume) error {
-	result, err := m.settleWith(ctx, v, hasty)
+func (m *Manager) settleNow(ctx context.Context, v metadata.Volume, w wish) error {
+	result, err := m.settleWith(ctx, v, w, hasty)
 	if err != nil {
 		return err
 	}
-	if len(result.processes) > 0 {
+	if result.inUse() {
 		m.settleLater(v.ID)
 	}
 	if !result.released && len(result.holders) == 0 {
@@ -90,13 +96,16 @@ func (m *Manager) settleNow(ctx context.Context, v metadata.Volume) error {
 	return nil
 }
 
-func (m *Manager) settleWith(ctx context.Context, v metadata.Volume, p patience) (settled, error) {
+// inUse reports whether the kernel shows a user who may let go soon.
+func (s settled) inUse() bool { return len(s.processes)+len(s.uses) > 0 }
+
+func (m *Manager) settleWith(ctx context.Context, v metadata.Volume, w wish, p patience) (settled, error) {
 	ctx = context.WithoutCancel(ctx)
 	holders, err := m.holders(v)
 	if err != nil {
 		return settled{}, err
 	}
-	if firm := m.firm(holders); len(firm) > 0 {
+	if firm := m.firm(holders, w); len(firm) > 0 {
 		return settled{holders: firm}, nil
 	}
 	pool, err := m.Pool(v)
@@ -113,25 +122,42 @@ func (m *Manager) settleWith(ctx context.Context, v metadata.Volume, p patience)
 	if !result.released {
 		return result, nil
 	}
-	for _, h := range holders { // suspects all, and the kernel has just shown that they are gone
+	for _, h := range holders { // the kernel has just shown that they are gone
 		if err := m.dropHolder(ctx, h); err != nil {
 			return result, err
 		}
+		m.log.Info("stale holder dropped", "volume", v.Name, "holder", h.ID)
 	}
 	return result, nil
 }
 
-// users lists the processes of other mount namespaces that have the volume, for messages.
-func (m *Manager) users(ctx context.Context, v metadata.Volume) []fs.Process {
+// explain adds to the outcome of settling a volume what the kernel shows of its users. What it cannot find out is left
+// out: a refusal stands without it.
+func (m *Manager) explain(ctx context.Context, v metadata.Volume, result settled) settled {
 	device, err := m.activeDevice(ctx, v)
 	if err != nil || device == 0 {
-		return nil
+		return result
 	}
-	processes, err := fs.MountedElsewhere(device)
-	if err != nil {
-		return nil
+	if processes, err := fs.MountedElsewhere(device); err == nil {
+		result.processes = processes
 	}
-	return processes
+	if uses, err := fs.Users(ctx, device, m.Mountpoint(v.Name)); err == nil {
+		result.uses = uses
+	}
+	return result
+}
+
+// Lingering says what keeps a volume mounted that has no holder; it is empty for one that is not mounted.
+func (m *Manager) Lingering(ctx context.Context, v metadata.Volume) []string {
+	result := m.explain(ctx, v, settled{})
+	var uses []string
+	for _, p := range result.processes {
+		uses = append(uses, p.String())
+	}
+	for _, u := range result.uses {
+		uses = append(uses, u.String())
+	}
+	return uses
 }
 
 // activeDevice returns the number of the volume's active device, or 0.
@@ -145,20 +171,6 @@ func (m *Manager) activeDevice(ctx context.Context, v metadata.Volume) (uint64, 
 		return 0, err
 	}
 	return deviceNumber(info.Path)
-}
-
-// firm returns the holders that are not suspect: suspects were taken before Docker last started and are old enough
-// to be followed by a Mount if they were still wanted.
-func (m *Manager) firm(holders []metadata.Holder) (firm []metadata.Holder) {
-	m.epochMu.Lock()
-	epoch := m.epoch
-	m.epochMu.Unlock()
-	for _, h := range holders {
-		if h.User || h.Epoch == epoch || time.Since(h.Since) < suspectAge {
-			firm = append(firm, h)
-		}
-	}
-	return firm
 }
 
 // release unmounts a volume without holders and frees its device. What is in use, in this mount namespace or another,
@@ -186,9 +198,9 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 		return settled{released: true}, nil
 	}
 	if info.Path != "" {
-		processes, err := awaitUnused(info.Path, begin.Add(p.namespace))
-		if err != nil || len(processes) > 0 {
-			return settled{processes: processes}, err
+		users, err := awaitUnused(info.Path, dir, begin.Add(p.namespace))
+		if err != nil || users.inUse() {
+			return users, err
 		}
 	}
 	if mounted {
@@ -201,15 +213,26 @@ func (m *Manager) release(ctx context.Context, v metadata.Volume, pool blockdev.
 			return settled{}, err
 		}
 	}
-	err = retryInUse(deadline, func() error { return pool.Deactivate(ctx, id) })
-	if err == nil {
+	if err := deactivate(ctx, pool, id, p.device); err == nil {
 		m.log.Info("volume unmounted", "volume", v.Name)
 		return settled{released: true}, nil
+	} else if !fault.Is(err, fault.ErrInUse) {
+		return settled{}, errors.Join(err, m.mountBack(ctx, v, pool, mounted))
 	}
-	if fault.Is(err, fault.ErrInUse) {
-		err = nil
+	return settled{reason: "a mount or a process that /proc does not show"}, m.mountBack(ctx, v, pool, mounted)
+}
+
+// deactivate frees a device, for which it waits no longer than limit while another process has it. Then it fails with
+// fault.ErrInUse, and the device is as it was.
+func deactivate(ctx context.Context, pool blockdev.Pool, id blockdev.ID, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	err := retryInUse(deadline, func() error { return pool.Deactivate(ctx, id) })
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fault.Errorf(fault.ErrInUse, "%w: another process has the device open", err)
 	}
-	return settled{reason: "a mount that no process shows"}, errors.Join(err, m.mountBack(ctx, v, pool, mounted))
+	return err
 }
 
 // isMounted tells whether the volume's device is mounted at dir. Once its image is gone any mount there counts as the
@@ -242,19 +265,22 @@ func (m *Manager) mountBack(ctx context.Context, v metadata.Volume, pool blockde
 	return m.mountDevice(v, kind, path, v.MountOptions)
 }
 
-// awaitUnused waits until no other mount namespace shows the device, and returns who still does at the deadline.
-func awaitUnused(path string, deadline time.Time) ([]fs.Process, error) {
+// awaitUnused waits until neither another mount namespace nor another mount point than dir shows the device, and returns
+// what still does at the deadline.
+func awaitUnused(path, dir string, deadline time.Time) (users settled, err error) {
 	number, err := deviceNumber(path)
 	if os.IsNotExist(err) {
-		return nil, nil
+		return users, nil
 	}
 	if err != nil {
-		return nil, err
+		return users, err
 	}
-	var processes []fs.Process
 	err = retryInUse(deadline, func() error {
-		processes, err = fs.MountedElsewhere(number)
-		if err == nil && len(processes) > 0 {
+		if users.uses, err = fs.OtherMounts(number, dir); err != nil {
+			return err
+		}
+		users.processes, err = fs.MountedElsewhere(number)
+		if err == nil && users.inUse() {
 			return fault.ErrInUse
 		}
 		return err
@@ -262,7 +288,7 @@ func awaitUnused(path string, deadline time.Time) ([]fs.Process, error) {
 	if errors.Is(err, fault.ErrInUse) {
 		err = nil
 	}
-	return processes, err
+	return users, err
 }
 
 // retryInUse repeats try, ever more slowly, while it fails with fault.ErrInUse and there is time.
@@ -276,45 +302,6 @@ func retryInUse(deadline time.Time, try func() error) error {
 	}
 }
 
-// loadEpoch reads the present Docker epoch, and whether a holder was recorded in it.
-func (m *Manager) loadEpoch() error {
-	return m.store.View(func(tx *metadata.Tx) error {
-		m.epoch = tx.Epoch()
-		holders, err := tx.Holders("")
-		for _, h := range holders {
-			m.epochUsed = m.epochUsed || !h.User && h.Epoch == m.epoch
-		}
-		return err
-	})
-}
-
-// useEpoch returns the present epoch for a new holder's record.
-func (m *Manager) useEpoch() uint64 {
-	m.epochMu.Lock()
-	defer m.epochMu.Unlock()
-	m.epochUsed = true
-	return m.epoch
-}
-
-// NewEpoch notes that a Docker daemon has started, or that podman ran, which says so each time. It drops nothing:
-// it makes the holders taken so far suspect.
-func (m *Manager) NewEpoch(ctx context.Context) error {
-	m.epochMu.Lock()
-	defer m.epochMu.Unlock()
-	if !m.epochUsed {
-		return nil
-	}
-	next := m.epoch + 1
-	if err := m.store.Update(ctx, func(tx *metadata.Tx) error { return tx.PutEpoch(next) }); err != nil {
-		return fmt.Errorf("note start of docker: %w", err)
-	}
-	m.epoch, m.epochUsed = next, false
-	return nil
-}
-
-// Suspect tells whether a holder may be dropped as soon as the kernel shows that nobody uses the volume.
-func (m *Manager) Suspect(h metadata.Holder) bool { return len(m.firm([]metadata.Holder{h})) == 0 }
-
 // SettleAll settles every volume and removes the mount points of those that are not held. It fails with
 // fault.ErrInUse, naming them, if any is.
 func (m *Manager) SettleAll(ctx context.Context) error {
@@ -325,7 +312,7 @@ func (m *Manager) SettleAll(ctx context.Context) error {
 			return // deleted meanwhile
 		}
 		defer release()
-		if result, err := m.settle(ctx, v); err != nil {
+		if result, err := m.settle(ctx, v, toFree); err != nil {
 			held = append(held, err.Error())
 		} else if !result.released {
 			held = append(held, fmt.Sprintf("%s (by %s)", v.Name, result.by(v.Name)))

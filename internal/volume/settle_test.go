@@ -244,6 +244,6 @@ func claimedDevice(t *testing.T, w *world) {
 func userMountWithoutOwn(t *testing.T, w *world) {
 	check(t, mountUser("user")(t.Context(), w))
 	check(t, unix.Unmount(w.Mountpoint(subject), 0))
-	check(t, w.UnmountUser(t.Context(), w.id(t, subject)))
+	check(t, unmountUser(t.Context(), w, w.id(t, subject)))
 	w.wantFree(t, subject)
 }

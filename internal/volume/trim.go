@@ -153,5 +153,5 @@ func (m *Manager) endTrim(ctx context.Context, id string) error {
 		return nil //nolint:nilerr // it was deleted meanwhile
 	}
 	defer release()
-	return m.settleNow(ctx, v)
+	return m.settleNow(ctx, v, toTidy)
 }

@@ -63,7 +63,8 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		return control.Mounted{Path: path}, err
 	})
 	post("/volumes/umount", func(ctx context.Context, q control.Request) (any, error) {
-		return struct{}{}, d.Unmount(ctx, q.Name)
+		held, err := d.Unmount(ctx, q.Name, q.Stale)
+		return control.Unmounted{Held: held}, err
 	})
 	post("/volumes/resize", func(ctx context.Context, q control.Request) (any, error) {
 		return d.Resize(ctx, q.Name, q.Size)
