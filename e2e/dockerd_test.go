@@ -201,19 +201,34 @@ const (
 	seedImage  = "seed"
 )
 
-// importImages makes both images from the host's static busybox.
+// importImages makes both images.
 func (d *dockerd) importImages() error {
-	busybox, err := exec.LookPath("busybox")
+	archives, err := imageArchives()
 	if err != nil {
 		return err
+	}
+	for name, archive := range archives {
+		if r := d.runInput(archive, "import", "-", name); r.code != 0 {
+			return errors.New(r.String())
+		}
+	}
+	return nil
+}
+
+// imageArchives returns the content of each image, by its name, made from the host's static busybox.
+func imageArchives() (map[string][]byte, error) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, err
 	}
 	program, err := os.ReadFile(busybox)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := checkStatic(program); err != nil {
-		return fmt.Errorf("%s: %w: install busybox-static", busybox, err)
+		return nil, fmt.Errorf("%s: %w: install busybox-static", busybox, err)
 	}
+	archives := map[string][]byte{}
 	files := []tar.Header{
 		{Name: "bin/", Mode: 0o755}, {Name: "tmp/", Mode: 0o1777}, {Name: "etc/", Mode: 0o755},
 		{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))},
@@ -231,21 +246,19 @@ func (d *dockerd) importImages() error {
 		w := tar.NewWriter(&archive)
 		for _, header := range files {
 			if err := w.WriteHeader(&header); err != nil {
-				return err
+				return nil, err
 			}
 			content := map[string][]byte{"bin/busybox": program, "data/seed": []byte(seedText)}[header.Name]
 			if _, err := w.Write(content); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if err := w.Close(); err != nil {
-			return err
+			return nil, err
 		}
-		if r := d.runInput(archive.Bytes(), "import", "-", name); r.code != 0 {
-			return errors.New(r.String())
-		}
+		archives[name] = archive.Bytes()
 	}
-	return nil
+	return archives, nil
 }
 
 const seedText = "from the image\n"

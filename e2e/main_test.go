@@ -138,7 +138,7 @@ func prepare() (dir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	for _, tool := range []string{"docker", "dockerd", "containerd", "runc", "busybox", "unshare", "chattr"} {
+	for _, tool := range []string{"docker", "dockerd", "containerd", "runc", "podman", "busybox", "unshare", "nsenter", "chattr"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return "", fmt.Errorf("%w: run tools/deps.sh build test", err)
 		}

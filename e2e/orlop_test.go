@@ -13,7 +13,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
+	"time"
 )
 
 // An orlop is the daemon under test with its data root and sockets, whether it runs or not.
@@ -22,7 +24,8 @@ type orlop struct {
 	control      string // socket for the command line
 	socket       string // socket for Docker
 	logPath      string
-	flags        []string // besides those that every daemon gets
+	flags        []string      // besides those that every daemon gets
+	ahead        time.Duration // how much more time has passed for it since the kernel started
 	*process
 }
 
@@ -31,12 +34,23 @@ func (o *orlop) start() (err error) {
 	if o.running() {
 		return errors.New("orlop runs already")
 	}
-	o.process, err = start(o.logPath, nil, program, append([]string{"daemon", "--root", o.root, "--plugin-name", o.plugin,
-		"--plugin-socket", o.socket, "--control-socket", o.control, "--pool-size", "20G", "--default-size", "1G"}, o.flags...)...)
+	name, args := program, append([]string{"daemon", "--root", o.root, "--plugin-name", o.plugin,
+		"--plugin-socket", o.socket, "--control-socket", o.control, "--pool-size", "20G", "--default-size", "1G"}, o.flags...)
+	if o.ahead > 0 { // in a time namespace; each command runs the next in its own place, so that the process is the daemon
+		name, args = "unshare", append([]string{"--time", "--boottime", strconv.Itoa(int(o.ahead.Seconds())),
+			"sh", "-c", `exec nsenter --time=/proc/$$/ns/time_for_children "$@"`, "sh", program}, args...)
+	}
+	o.process, err = start(o.logPath, nil, name, args...)
 	if err != nil {
 		return err
 	}
 	return o.ready(func() bool { return answers(o.socket) && answers(o.control) })
+}
+
+// later starts the daemon again, for which time has passed meanwhile.
+func (o *orlop) later(by time.Duration) error {
+	o.ahead += by
+	return errors.Join(o.stop(), o.start())
 }
 
 // answers tells whether somebody listens at a unix socket.

@@ -43,6 +43,7 @@ group() {
 		need jq jq
 		need zsh zsh # completion is tried in the real shells, bash among them
 		need fish fish
+		need podman podman
 		need strace strace
 		need docker-compose docker-compose
 		need postgresql /usr/lib/postgresql/*/bin/pgbench # its wrapper in PATH comes with less

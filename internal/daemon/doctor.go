@@ -35,7 +35,8 @@ func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
 		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFull, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
-		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findClosedDirs, d.findStaleMounts, d.findStrayLoops, d.findUnitTrouble,
+		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findClosedDirs, d.findStaleMounts, d.findStaleHolders,
+		d.findLingering, d.findStrayLoops, d.findUnitTrouble,
 	} {
 		found, err := look(ctx)
 		if err != nil { // no reason to keep the rest to itself
