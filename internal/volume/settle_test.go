@@ -4,8 +4,13 @@ package volume_test
 
 import (
 	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +20,7 @@ import (
 	"orlop/fs"
 	"orlop/internal/fault"
 	"orlop/internal/volume"
+	"orlop/snapshot"
 )
 
 // A volume that is used without a holder, or held without a use that the kernel shows. The tests run one after the
@@ -33,6 +39,9 @@ func TestUsesThatNoHolderTellsOf(t *testing.T) {
 		{"a volume that is read-only elsewhere is mounted read-only", readOnlyElsewhere},
 		{"a volume is mounted back read-only if it has become so elsewhere", mountedBackReadOnly},
 		{"a claim of the device that is no mount is named", claimedDevice},
+		{"what uses a volume in this mount namespace is named, and keeps it", usesAreNamed},
+		{"a use that ends while an unmount waits is none", useThatEnds},
+		{"a mount that does not come about leaves no holder", mountNotShown},
 		{"a user's mount goes though the volume's own is gone", userMountWithoutOwn},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, s.newWorld(t, false)) })
@@ -247,3 +256,122 @@ func userMountWithoutOwn(t *testing.T, w *world) {
 	check(t, unmountUser(t.Context(), w, w.id(t, subject)))
 	w.wantFree(t, subject)
 }
+
+// Each of these was called "a process with an open file", or "a mount that no process shows".
+func usesAreNamed(t *testing.T, w *world) {
+	id, dir, ctx := w.id(t, subject), w.Mountpoint(subject), t.Context()
+	taken, err := w.snaps.Create(ctx, []string{id}, snapshot.Spec{Name: "s"})
+	check(t, err)
+	check(t, mountUser("")(ctx, w))
+	inside := filepath.Join(dir, "inside")
+	check(t, errors.Join(os.Mkdir(inside, 0o755), os.WriteFile(filepath.Join(dir, "disk"), make([]byte, mebibyte), 0o600)))
+	copied, err := os.ReadFile("/bin/sleep")
+	check(t, errors.Join(err, os.WriteFile(filepath.Join(dir, "program"), copied, 0o755)))
+	sleep := func(program, where string, redirect ...string) func(*testing.T) (string, func()) {
+		return func(t *testing.T) (string, func()) {
+			cmd := exec.Command("sh", append([]string{"-c", `cd "$1"; exec 3<"$2"; exec "$0" 1000`, program, where}, redirect...)...)
+			check(t, cmd.Start())
+			pid := strconv.Itoa(cmd.Process.Pid)
+			if !within(10*time.Second, func() bool {
+				args, err := os.ReadFile("/proc/" + pid + "/cmdline")
+				return err == nil && strings.HasPrefix(string(args), program)
+			}) {
+				t.Fatal("not started")
+			}
+			return "pid " + pid, func() { check(t, cmd.Process.Kill()); _ = cmd.Wait() }
+		}
+	}
+	mounted := func(from, at, kind string, flags uintptr) func(*testing.T) (string, func()) {
+		return func(t *testing.T) (string, func()) {
+			check(t, unix.Mount(from, at, kind, flags, ""))
+			return "a mount at " + at, func() { check(t, unix.Unmount(at, 0)) }
+		}
+	}
+	for name, begin := range map[string]func(*testing.T) (names string, end func()){
+		"bind mount of a directory":  mounted(inside, w.user, "", unix.MS_BIND),
+		"mount on a directory of it": mounted("x", inside, "tmpfs", 0),
+		"open file":                  sleep("/bin/sleep", "/", filepath.Join(dir, "disk")),
+		"directory":                  sleep("/bin/sleep", inside, "/dev/null"),
+		"program":                    sleep(filepath.Join(dir, "program"), "/", "/dev/null"),
+		"open device":                sleep("/bin/sleep", "/", w.info(t, subject).Path),
+		"loop device on a file": func(t *testing.T) (string, func()) {
+			device, err := exec.Command("losetup", "--find", "--show", filepath.Join(dir, "disk")).Output()
+			check(t, err)
+			path := strings.TrimSpace(string(device))
+			return "loop device " + path + " on " + filepath.Join(dir, "disk"), func() { check(t, exec.Command("losetup", "--detach", path).Run()) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.mount(t, "docker")
+			names, end := begin(t)
+			w.unmount(t, "docker")
+			doors := map[string]func() error{
+				"umount":  func() error { return unmountUser(ctx, w, id) },
+				"delete":  func() error { return w.Delete(ctx, id, true) },
+				"restore": func() error { _, err := w.snaps.Restore(ctx, taken[0].ID, true); return err },
+				"detach":  func() error { return w.SettleAll(ctx) },
+			}
+			for door, try := range doors {
+				if door != "umount" && name != "bind mount of a directory" && name != "open device" {
+					continue // they are alike, and each waits for a second
+				}
+				err := try()
+				if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), names) {
+					t.Errorf("%s: %v: does not name %q", door, err, names)
+				}
+			}
+			if uses := w.Lingering(ctx, w.volume(t, subject)); !strings.Contains(strings.Join(uses, ", "), names) {
+				t.Errorf("for doctor: %q", uses)
+			}
+			end()
+			check(t, unmountUser(ctx, w, id))
+			w.wantFree(t, subject)
+		})
+	}
+}
+
+func useThatEnds(t *testing.T, w *world) {
+	check(t, mountUser("")(t.Context(), w))
+	f, err := os.Open(w.Mountpoint(subject))
+	check(t, err)
+	ended := make(chan error)
+	id := w.id(t, subject)
+	go func() {
+		within(10*time.Second, func() bool { return w.LockWanted(id) })
+		ended <- f.Close()
+	}()
+	check(t, unmountUser(t.Context(), w, w.id(t, subject)))
+	check(t, <-ended)
+	w.wantFree(t, subject)
+}
+
+// A bind mount that shows nothing, or fails, kept the volume mounted for the user until an umount.
+func mountNotShown(t *testing.T, w *world) {
+	for _, wrong := range []volume.Host{noBind{}, emptyBind{}} {
+		w.Decorate(w.store, wrong)
+		_, err := w.MountUser(t.Context(), w.id(t, subject), w.user)
+		if err == nil {
+			t.Error("mounted at the user's directory, which does not show it")
+		}
+		w.wantFree(t, subject)
+	}
+	w.Decorate(w.store, volume.Kernel{})
+	check(t, mountUser("")(t.Context(), w))
+	w.Decorate(w.store, noBind{})
+	if _, err := w.MountUser(t.Context(), w.id(t, subject), w.user); err == nil {
+		t.Error("mounted at the user's directory, which does not show it")
+	}
+	w.wantMounted(t, subject, volume.UserHolder)
+	check(t, unmountUser(t.Context(), w, w.id(t, subject)))
+	w.wantFree(t, subject)
+}
+
+// noBind refuses bind mounts.
+type noBind struct{ volume.Kernel }
+
+func (noBind) Bind(string, string) error { return unix.EPERM }
+
+// emptyBind says that it has mounted, and has not.
+type emptyBind struct{ volume.Kernel }
+
+func (emptyBind) Bind(string, string) error { return nil }
