@@ -62,9 +62,19 @@ func (m *Manager) Create(ctx context.Context, volumes []string, spec Spec) (_ []
 type capture struct {
 	volume   metadata.Volume
 	pool     blockdev.Pool
-	snapshot metadata.Snapshot
+	snapshot metadata.Snapshot // of a snapshot, and not of a copy
 	dst      blockdev.ID
-	record   func(metadata.Volume) (blockdev.Record, error) // of dst
+	copied   blockdev.Record // of dst, for a copy
+}
+
+// record returns what dst carries until it is sealed, made of the volume as it is.
+func (c capture) record(m *Manager, v metadata.Volume) (blockdev.Record, error) {
+	if c.copied != nil {
+		return c.copied, nil
+	}
+	s := c.snapshot
+	s.Volume = v
+	return m.volumes.DescribeSnapshot(s)
 }
 
 // plan checks what can be checked beforehand and mints the IDs.
@@ -101,10 +111,6 @@ func (m *Manager) plan(ctx context.Context, volumes []string, spec Spec) ([]capt
 			Managed: spec.Managed, Repository: spec.Repository, Group: group, State: metadata.Creating, Created: now, Volume: v,
 		}
 		captures[i] = capture{volume: v, pool: pool, snapshot: s, dst: blockdev.ID(s.Device)}
-		captures[i].record = func(v metadata.Volume) (blockdev.Record, error) {
-			s.Volume = v
-			return m.volumes.DescribeSnapshot(s)
-		}
 	}
 	if len(volumes) > 1 && active > 1 {
 		return nil, fault.Errorf(fault.ErrUnsupported, "a group of %d mounted volumes: their pool can copy only one mounted volume at a time: take their snapshots one by one, or unmount them", active)
@@ -145,7 +151,7 @@ func (m *Manager) announce(ctx context.Context, captures []capture, name string)
 // capture copies the volumes' devices as they are at one instant. Only the instant itself holds the volumes' locks.
 func (m *Manager) capture(ctx context.Context, captures []capture) (err error) {
 	for _, c := range captures {
-		record, err := c.record(c.volume)
+		record, err := c.record(m, c.volume)
 		if err != nil {
 			return err
 		}
@@ -173,7 +179,7 @@ func (m *Manager) capture(ctx context.Context, captures []capture) (err error) {
 		return err
 	}
 	defer release()
-	how, err := m.volumes.Quiesce(ctx, volumes, func(ctx context.Context) error { return clone(ctx, captures, volumes) })
+	how, err := m.volumes.Quiesce(ctx, volumes, func(ctx context.Context) error { return m.clone(ctx, captures, volumes) })
 	if err != nil {
 		return err
 	}
@@ -184,12 +190,12 @@ func (m *Manager) capture(ctx context.Context, captures []capture) (err error) {
 }
 
 // clone copies the devices of volumes, which change no more.
-func clone(ctx context.Context, captures []capture, volumes []metadata.Volume) error {
+func (m *Manager) clone(ctx context.Context, captures []capture, volumes []metadata.Volume) error {
 	for i, c := range captures {
 		if volumes[i].Device != c.volume.Device {
 			return fault.Errorf(fault.ErrInUse, "volume %q: was rolled back meanwhile", volumes[i].Name)
 		}
-		record, err := c.record(volumes[i])
+		record, err := c.record(m, volumes[i])
 		if err != nil {
 			return err
 		}
@@ -305,9 +311,7 @@ func (m *Manager) CopyVolume(ctx context.Context, id string, spec volume.Spec) (
 	spec.Copy.Of = v
 	spec.Copy.Of.Size = info.Size // less than the volume's while a growth waits for the next mount
 	spec.Copy.Fill = func(ctx context.Context, dst blockdev.ID, record blockdev.Record) error {
-		c := capture{volume: v, pool: pool, dst: dst}
-		c.record = func(metadata.Volume) (blockdev.Record, error) { return record, nil }
-		return m.capture(ctx, []capture{c})
+		return m.capture(ctx, []capture{{volume: v, pool: pool, dst: dst, copied: record}})
 	}
 	return m.volumes.Create(ctx, spec)
 }
