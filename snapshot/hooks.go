@@ -45,9 +45,12 @@ func (m *Manager) runHook(ctx context.Context, c capture, kind string, argv []st
 	if len(argv) == 0 {
 		return nil
 	}
+	dir, err := m.volumes.MountedAt(c.volume)
+	if err != nil {
+		return fmt.Errorf("volume %q: its %s command: %w", c.volume.Name, kind, err)
+	}
 	env := []string{
-		"ORLOP_HOOK=" + kind, "ORLOP_VOLUME=" + c.volume.Name, "ORLOP_SNAPSHOT=" + c.snapshot.Name,
-		"ORLOP_MOUNTPOINT=" + m.volumes.Mountpoint(c.volume.Name),
+		"ORLOP_HOOK=" + kind, "ORLOP_VOLUME=" + c.volume.Name, "ORLOP_SNAPSHOT=" + c.snapshot.Name, "ORLOP_MOUNTPOINT=" + dir,
 	}
 	if err := m.hook(ctx, argv, env); err != nil {
 		return fmt.Errorf("volume %q: its %s command: %w", c.volume.Name, kind, err)

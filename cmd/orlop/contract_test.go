@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
 )
@@ -34,6 +36,7 @@ func TestCommandsKeepTheirContract(t *testing.T) {
 		{"protection", protection},
 		{"mount and umount", mountPrintsPath},
 		{"umount never drops docker's holder", umountKeepsDocker},
+		{"umount says why a volume stays mounted", umountSaysWhy},
 		{"a mount point of the user's choice", chosenMountpoint},
 		{"resize", resizeGrows},
 		{"IDs and their beginnings", idsWork},
@@ -280,9 +283,15 @@ func mountPrintsPath(t *testing.T, h *host) {
 func umountKeepsDocker(t *testing.T, h *host) {
 	h.must(t, "create", "a")
 	path := h.docker(t, "Mount", dockerRequest{Name: "a", ID: "container"}).Mountpoint
-	h.must(t, "umount", "a")
+	umount := func() {
+		t.Helper()
+		if got := h.orlop("umount", "a"); got.code != 0 || got.stdout != "" || !strings.Contains(got.stderr, "stays mounted: in use by docker mount container") {
+			t.Errorf("%s", got)
+		}
+	}
+	umount()
 	h.must(t, "mount", "a")
-	h.must(t, "umount", "a")
+	umount()
 	view := h.view(t, "a")
 	if !view.Mounted || len(view.Holders) != 1 || view.Holders[0].Kind != "docker" || view.Holders[0].ID != "container" {
 		t.Errorf("%+v", view)
@@ -294,6 +303,34 @@ func umountKeepsDocker(t *testing.T, h *host) {
 	h.docker(t, "Unmount", dockerRequest{Name: "a", ID: "container"})
 	if view := h.view(t, "a"); !view.Mounted || len(view.Holders) != 1 || view.Holders[0].Kind != "user" {
 		t.Errorf("docker's unmount dropped the user's holder: %+v", view)
+	}
+}
+
+func umountSaysWhy(t *testing.T, h *host) {
+	h.must(t, "create", "a")
+	dir, elsewhere := h.must(t, "mount", "a"), t.TempDir()
+	h.docker(t, "Mount", dockerRequest{Name: "a", ID: "container"})
+	if got := h.orlop("umount", "a"); got.code != 0 || got.stdout != "" || !strings.Contains(got.stderr, "stays mounted: in use by docker mount container") {
+		t.Errorf("held by docker: %s", got)
+	}
+	if got := h.orlop("umount", "a", "--stale"); got.code != 4 || !strings.Contains(got.stderr, "no process uses it") {
+		t.Errorf("held by docker for a moment: %s", got)
+	}
+	check(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	check(t, unix.Mount(filepath.Join(dir, "sub"), elsewhere, "", unix.MS_BIND, ""))
+	h.docker(t, "Unmount", dockerRequest{Name: "a", ID: "container"})
+	for range 2 {
+		if got := h.orlop("umount", "a"); got.code != 4 || !strings.Contains(got.stderr, "in use by a mount at "+elsewhere) {
+			t.Errorf("bound elsewhere: %s", got)
+		}
+	}
+	if got := h.orlop("doctor"); got.code != 1 || !strings.Contains(got.stdout, elsewhere) {
+		t.Errorf("doctor does not name %s: %s", elsewhere, got)
+	}
+	check(t, unix.Unmount(elsewhere, 0))
+	h.must(t, "umount", "a")
+	if view := h.view(t, "a"); view.Mounted {
+		t.Errorf("%+v", view)
 	}
 }
 

@@ -231,7 +231,7 @@ func hooks(s settings, log *slog.Logger) snapshot.RunHook {
 	}
 	return func(ctx context.Context, argv, env []string) error {
 		log.Info("hook runs", "command", argv, "environment", env)
-		_, err := runner.Runner{Limit: hookLimit, Env: env}.Run(ctx, argv...)
+		_, err := runner.Runner{Limit: hookLimit, Env: env, Clean: true}.Run(ctx, argv...)
 		return err
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -127,4 +128,28 @@ func TestHooksNeedTheDaemonsOwnersWord(t *testing.T) {
 	h.must(t, "create", "x", "--from", "db@s") // no hook is needed for it
 	h.must(t, "set", "db", "--pre-snapshot=", "--post-snapshot=")
 	h.must(t, "snapshot", "create", "db")
+}
+
+func TestHooksFindNoSecretAndNoMountPointThatIsNone(t *testing.T) {
+	t.Setenv("ORLOP_KEY_FILE", "/root/secret.key")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	h := startHost(t, "--allow-hooks")
+	seen := filepath.Join(t.TempDir(), "environment")
+	h.must(t, "create", "db", "--size", "16M", "--pre-snapshot", "sh -c 'env > "+seen+"'")
+	for _, mounted := range []bool{false, true} {
+		dir := ""
+		if mounted {
+			dir = h.must(t, "mount", "db")
+		}
+		h.must(t, "snapshot", "create", "db")
+		text, err := os.ReadFile(seen)
+		check(t, err)
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		if !slices.Contains(lines, "ORLOP_MOUNTPOINT="+dir) || !slices.Contains(lines, "ORLOP_VOLUME=db") {
+			t.Errorf("mounted %t: the hook finds %q", mounted, lines)
+		}
+		if strings.Contains(string(text), "secret") {
+			t.Errorf("the hook finds secrets: %q", lines)
+		}
+	}
 }

@@ -406,7 +406,7 @@ func (d *Daemon) parseHook(key string, line *string) (*[]string, error) {
 func (d *Daemon) checkHooks(hooks ...[]string) error {
 	for _, argv := range hooks {
 		if len(argv) > 0 && !d.snapshots.HooksAllowed() {
-			return fault.Errorf(fault.ErrUnsupported, "command %q: they run as root, so the daemon must be started with --allow-hooks", argv[0])
+			return fault.Errorf(fault.ErrUnsupported, "command %q: snapshot hooks run as root and are not allowed: start the daemon with --allow-hooks", argv[0])
 		}
 	}
 	return nil

@@ -118,6 +118,9 @@ func findSnapshot(tx *metadata.Tx, ref string) (metadata.Snapshot, error) {
 	if len(matches) == 0 && len(name) >= minPrefix {
 		matches = slices.DeleteFunc(slices.Clone(all), func(s metadata.Snapshot) bool { return !strings.HasPrefix(s.ID, name) })
 	}
+	if v, err := find(tx, ref); err == nil && !both && len(matches) == 0 {
+		return metadata.Snapshot{}, notSaidWhich(tx, ref, v)
+	}
 	switch {
 	case len(matches) == 1:
 		return matches[0], nil
@@ -127,6 +130,18 @@ func findSnapshot(tx *metadata.Tx, ref string) (metadata.Snapshot, error) {
 		return metadata.Snapshot{}, fault.Errorf(fault.ErrNotFound, "snapshot %q: not found: there is none", ref)
 	}
 	return metadata.Snapshot{}, fault.Errorf(fault.ErrNotFound, "snapshot %q: not found: there is %s", ref, candidates(all))
+}
+
+// notSaidWhich is the error for a volume where one of its snapshots is wanted.
+func notSaidWhich(tx *metadata.Tx, ref string, v metadata.Volume) error {
+	its, err := tx.Snapshots(v.ID)
+	switch {
+	case err != nil:
+		return err
+	case len(its) == 0:
+		return fault.Errorf(fault.ErrNotFound, "snapshot %q: not found: volume %q has no snapshots", ref, v.Name)
+	}
+	return fault.Errorf(fault.ErrNotFound, "snapshot %q: not found: it is a volume: say which snapshot: %s", ref, candidates(its))
 }
 
 func (d *Daemon) resolveSnapshot(ref string) (s metadata.Snapshot, err error) {

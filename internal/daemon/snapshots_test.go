@@ -224,3 +224,17 @@ func TestACopyInheritsFromTheStateThatItCopies(t *testing.T) {
 		check(t, h.Delete(t.Context(), test.name, false)) // its mount point is immutable
 	}
 }
+
+func TestAVolumeWhereASnapshotIsWantedIsAnsweredWithItsSnapshots(t *testing.T) {
+	h := newHouse(t)
+	h.put(t, "empty")
+	for _, name := range []string{"pg", "other"} {
+		h.take(t, h.put(t, name), snapshot.Spec{Name: "of-" + name})
+	}
+	for ref, wanted := range map[string]string{"pg": "it is a volume: say which snapshot: pg@of-pg", "empty": `volume "empty" has no snapshots`} {
+		_, err := h.RestoreSnapshot(t.Context(), ref, false)
+		if !fault.Is(err, fault.ErrNotFound) || !strings.Contains(err.Error(), wanted) || strings.Contains(err.Error(), "other") {
+			t.Errorf("restore %s: %v", ref, err)
+		}
+	}
+}

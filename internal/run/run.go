@@ -32,6 +32,7 @@ var packages = map[string]string{
 type Runner struct {
 	Limit time.Duration // of one command; DefaultLimit if zero
 	Env   []string      // added to the environment, NAME=value
+	Clean bool          // pass on only what names the user, the shell and the time zone of this process's environment
 	Nice  int           // added to the command's nice value: a positive one lets the daemon's answers go first
 }
 
@@ -58,7 +59,7 @@ func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = slices.Concat(os.Environ(), []string{"LC_ALL=C", "PATH=" + searchPath()}, r.Env)
+	cmd.Env = slices.Concat(r.inherited(), []string{"LC_ALL=C", "PATH=" + searchPath()}, r.Env)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -82,6 +83,20 @@ func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 		return stdout.Bytes(), &ExitError{Argv: argv, Code: exit.ExitCode(), Output: tail(stderr.String(), stdout.String())}
 	}
 	return nil, fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+}
+
+// inherited returns what a command sees of this process's environment.
+func (r Runner) inherited() []string {
+	if !r.Clean {
+		return os.Environ()
+	}
+	var env []string
+	for _, name := range []string{"HOME", "LOGNAME", "SHELL", "TZ", "USER"} {
+		if value, is := os.LookupEnv(name); is {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 func (r Runner) start(cmd *exec.Cmd) error {

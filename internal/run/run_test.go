@@ -79,3 +79,13 @@ func TestCommandIsKilledAtItsLimitOrWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestACleanEnvironmentHasNoSecrets(t *testing.T) {
+	t.Setenv("SECRET", "secret")
+	t.Setenv("HOME", "/home/somewhere")
+	out, err := run.Runner{Clean: true, Env: []string{"ADDED=1"}}.Run(t.Context(), "env")
+	if err != nil || strings.Contains(string(out), "SECRET") || !strings.Contains(string(out), "HOME=/home/somewhere\n") ||
+		!strings.Contains(string(out), "ADDED=1\n") || !strings.Contains(string(out), "LC_ALL=C\n") || !strings.Contains(string(out), "PATH=") {
+		t.Errorf("%q, %v", out, err)
+	}
+}

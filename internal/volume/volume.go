@@ -103,6 +103,16 @@ func New(c Config) (*Manager, error) {
 // Mountpoint is where a volume called name is mounted while it is mounted.
 func (m *Manager) Mountpoint(name string) string { return filepath.Join(m.mounts, name) }
 
+// MountedAt returns a volume's mount point, or "" while nothing is mounted there.
+func (m *Manager) MountedAt(v metadata.Volume) (string, error) {
+	dir := m.Mountpoint(v.Name)
+	entry, err := m.mountOf(dir)
+	if err != nil || entry == nil {
+		return "", err
+	}
+	return dir, nil
+}
+
 // Mounted returns what is mounted at volumes' mount points, by mount point: the kernel's word, not ours.
 func (m *Manager) Mounted() (map[string]fs.Entry, error) {
 	table, err := fs.Table(m.mounts)
