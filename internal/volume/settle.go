@@ -32,6 +32,7 @@ type settled struct {
 	holders   []metadata.Holder // that keep it
 	processes []fs.Process      // in whose mount namespace the kernel shows it
 	uses      []fs.Use          // in this one
+	explained bool              // the two above list all that there is
 	reason    string            // why it is kept, where nothing above tells
 }
 
@@ -40,7 +41,7 @@ func (s settled) by(name string) string {
 	var parts []string
 	ours := map[string]bool{}
 	for _, h := range s.holders {
-		parts = append(parts, describeHolder(h, name, len(s.processes)+len(s.uses) == 0))
+		parts = append(parts, describeHolder(h, name, s.explained && !s.inUse()))
 		ours[h.Mountpoint] = true
 	}
 	for _, p := range s.processes {
@@ -138,12 +139,9 @@ func (m *Manager) explain(ctx context.Context, v metadata.Volume, result settled
 	if err != nil || device == 0 {
 		return result
 	}
-	if processes, err := fs.MountedElsewhere(device); err == nil {
-		result.processes = processes
-	}
-	if uses, err := fs.Users(ctx, device, m.Mountpoint(v.Name)); err == nil {
-		result.uses = uses
-	}
+	processes, err := fs.MountedElsewhere(device)
+	uses, usesErr := fs.Users(ctx, device, m.Mountpoint(v.Name))
+	result.processes, result.uses, result.explained = processes, uses, err == nil && usesErr == nil
 	return result
 }
 
@@ -312,7 +310,7 @@ func (m *Manager) SettleAll(ctx context.Context) error {
 			return // deleted meanwhile
 		}
 		defer release()
-		if result, err := m.settle(ctx, v, toFree); err != nil {
+		if result, err := m.settleForAll(ctx, v); err != nil {
 			held = append(held, err.Error())
 		} else if !result.released {
 			held = append(held, fmt.Sprintf("%s (by %s)", v.Name, result.by(v.Name)))
@@ -324,4 +322,13 @@ func (m *Manager) SettleAll(ctx context.Context) error {
 		err = fault.Errorf(fault.ErrInUse, "volumes are held: %s", strings.Join(held, "; "))
 	}
 	return err
+}
+
+// settleForAll is settle for SettleAll, which names holders and looks for users only where there is none.
+func (m *Manager) settleForAll(ctx context.Context, v metadata.Volume) (settled, error) {
+	result, err := m.settleWith(ctx, v, toFree, patient)
+	if err != nil || result.released || len(result.holders) > 0 {
+		return result, err
+	}
+	return m.explain(ctx, v, result), nil
 }

@@ -293,7 +293,7 @@ func usesAreNamed(t *testing.T, w *world) {
 		"open file":                  sleep("/bin/sleep", "/", filepath.Join(dir, "disk")),
 		"directory":                  sleep("/bin/sleep", inside, "/dev/null"),
 		"program":                    sleep(filepath.Join(dir, "program"), "/", "/dev/null"),
-		"open device":                sleep("/bin/sleep", "/", w.info(t, subject).Path),
+		"open device":                func(t *testing.T) (string, func()) { return sleep("/bin/sleep", "/", w.info(t, subject).Path)(t) },
 		"loop device on a file": func(t *testing.T) (string, func()) {
 			device, err := exec.Command("losetup", "--find", "--show", filepath.Join(dir, "disk")).Output()
 			check(t, err)
