@@ -14,7 +14,7 @@ func (c *cli) keyCommand() *urfave.Command {
 		Name: "key", Usage: "keys of encrypted backups",
 		Description: "Example: orlop key create /root/orlop.key",
 		Action:      c.unknownCommand,
-		Subcommands: []*urfave.Command{c.keyCreateCommand()},
+		Subcommands: []*urfave.Command{c.keyCreateCommand(), c.keyPrintCommand()},
 	}
 }
 
@@ -26,8 +26,8 @@ type keyView struct {
 
 func (c *cli) keyCreateCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "create", Usage: "make a key for encrypted backups and print its ID", ArgsUsage: "FILE",
-		Description: "Keep a copy of the file elsewhere: without it nobody can read the backups.\nExample: orlop key create /root/orlop.key",
+		Name: "create", Usage: "create a key for encrypted backups and print its ID", ArgsUsage: "FILE",
+		Description: "Keep a copy of the file elsewhere: without it the backups cannot be read.\nExample: orlop key create /root/orlop.key",
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
@@ -50,6 +50,7 @@ func (c *cli) keyCreateCommand() *urfave.Command {
 			if err := c.print(key.ID(), keyView{ID: key.ID(), File: path}); err != nil {
 				return errors.Join(err, os.Remove(path)) // nothing else shows the ID, and nobody has used the key
 			}
+			c.advise("keep a copy of %s elsewhere, one of them on paper (orlop key print %s): without it the backups cannot be read", path, quoted(path))
 			return nil
 		},
 	}

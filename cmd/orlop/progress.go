@@ -3,13 +3,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"orlop/internal/daemon"
 )
@@ -45,13 +43,8 @@ type progress struct {
 
 // newProgress begins to show work. After says what follows once all bytes are done; it may be empty. The caller ends it.
 func (c *cli) newProgress(after string) *progress {
-	p := &progress{c: c, after: after, told: time.Now()}
-	if file, ok := c.stderr.(*os.File); ok && !c.json {
-		_, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
-		p.terminal = err == nil
-	}
-	c.shown = p
-	return p
+	c.shown = &progress{c: c, after: after, told: time.Now(), terminal: !c.json && isTerminal(c.stderr)}
+	return c.shown
 }
 
 // show tells how many bytes are done.

@@ -37,7 +37,7 @@ func vectors(t *testing.T) string {
 		t.Fatal(err)
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "The key's file, and its ID:\n\n    %s    %s\n", key.text(), key.ID())
+	fmt.Fprintf(&text, "The key's file, and its ID:\n\n    %s    %s\n", key.Line()+"\n", key.ID())
 	for _, of := range []struct {
 		title string
 		key   *Key

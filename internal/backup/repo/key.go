@@ -23,10 +23,13 @@ import (
 //	ORLOP-KEY-1 XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX
 //
 // The 56 characters are base32 (RFC 4648, A-Z and 2-7, which has no 0, 1, 8 or 9 to mistake for a letter) of the 32
-// bytes of the key and the first 3 bytes of SHA-256("orlop-1 key checksum" followed by the key). The newline may be
-// missing, and spaces, tabs, carriage returns and newlines may stand at the end; nothing else may differ.
+// bytes of the key and the first 3 bytes of SHA-256("orlop-1 key checksum" followed by the key). It is read as somebody may
+// have typed it from paper, too: letters of either case, in groups of any length, with hyphens, spaces and newlines between.
+// KeyMagic is the first word of a key file.
+const KeyMagic = "ORLOP-KEY-1"
+
 const (
-	keyMagic      = "ORLOP-KEY-1"
+	keyDigits     = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 	keyGroup      = 4
 	keyCheckLabel = "orlop-1 key checksum"
 	keyIDLabel    = "orlop-1 key id"
@@ -54,15 +57,19 @@ func (k *Key) ID() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// text is the content of the key's file.
-func (k *Key) text() []byte {
+// Groups are the characters of the key's file behind its first word, which are the key and its checksum: 14 groups of 4. They
+// are the secret itself.
+func (k *Key) Groups() []string {
 	digits := base32.StdEncoding.EncodeToString(append(k.secret[:], keyChecksum(k.secret[:])...))
 	groups := make([]string, 0, len(digits)/keyGroup)
 	for ; digits != ""; digits = digits[keyGroup:] {
 		groups = append(groups, digits[:keyGroup])
 	}
-	return []byte(keyMagic + " " + strings.Join(groups, "-") + "\n")
+	return groups
 }
+
+// Line is the content of the key's file without its newline. It is the secret itself.
+func (k *Key) Line() string { return KeyMagic + " " + strings.Join(k.Groups(), "-") }
 
 func keyChecksum(secret []byte) []byte {
 	sum := sha256.Sum256(append([]byte(keyCheckLabel), secret...))
@@ -72,24 +79,40 @@ func keyChecksum(secret []byte) []byte {
 // parseKey reads a key file's content. It fails with fault.ErrCorrupt if the checksum does not match and with
 // fault.ErrInvalid if this is no key file. Its errors never show the content.
 func parseKey(text []byte) (*Key, error) {
-	line := strings.TrimRight(string(text), " \t\r\n")
-	grouped, ok := strings.CutPrefix(line, keyMagic+" ")
-	if !ok {
-		return nil, fault.Errorf(fault.ErrInvalid, "it does not begin with %q", keyMagic+" ")
+	words := strings.FieldsFunc(string(text), func(c rune) bool { return strings.ContainsRune(" \t\r\n", c) })
+	for i, word := range words {
+		words[i] = upper(word)
 	}
-	decoded, err := base32.StdEncoding.DecodeString(strings.ReplaceAll(grouped, "-", ""))
+	if len(words) == 0 || words[0] != KeyMagic {
+		return nil, fault.Errorf(fault.ErrInvalid, "it does not begin with %q", KeyMagic+" ")
+	}
+	digits := strings.ReplaceAll(strings.Join(words[1:], ""), "-", "")
+	if at := strings.IndexFunc(digits, func(c rune) bool { return !strings.ContainsRune(keyDigits, c) }); at >= 0 {
+		return nil, fault.Errorf(fault.ErrInvalid, "character %d behind %q is not one of A-Z and 2-7: a key has no 0, 1, 8 or 9", at+1, KeyMagic)
+	}
 	key := new(Key)
-	if err != nil || len(decoded) != len(key.secret)+keyCheckSize {
-		return nil, fault.Errorf(fault.ErrInvalid, "%q is not followed by 14 groups of 4 characters, A-Z and 2-7", keyMagic)
+	if want := base32.StdEncoding.EncodedLen(len(key.secret) + keyCheckSize); len(digits) != want {
+		return nil, fault.Errorf(fault.ErrInvalid, "%q is followed by %d characters instead of %d", KeyMagic, len(digits), want)
+	}
+	decoded, err := base32.StdEncoding.DecodeString(digits)
+	if err != nil {
+		return nil, fault.Errorf(fault.ErrInvalid, "the characters behind %q are not base32", KeyMagic)
 	}
 	copy(key.secret[:], decoded)
 	if !bytes.Equal(decoded[len(key.secret):], keyChecksum(key.secret[:])) {
 		return nil, fault.Errorf(fault.ErrCorrupt, "its checksum does not match: a character was changed in copying")
 	}
-	if string(key.text()) != line+"\n" {
-		return nil, fault.Errorf(fault.ErrInvalid, "the characters are not in 14 groups of 4 with hyphens between them, on one line")
-	}
 	return key, nil
+}
+
+// upper makes capitals of ASCII letters, and of no others.
+func upper(text string) string {
+	return strings.Map(func(c rune) rune {
+		if c >= 'a' && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		return c
+	}, text)
 }
 
 // WriteFile creates the key's file with mode 0600. The file is durable on return, and gone again if it cannot be
@@ -98,15 +121,15 @@ func parseKey(text []byte) (*Key, error) {
 func (k *Key) WriteFile(path string) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fault.Errorf(fault.ErrExists, "key file %s is there already", path)
+		return fault.Errorf(fault.ErrExists, "key file %s already exists", path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fault.Errorf(fault.ErrNotFound, "create key file %s: directory %s is not there", path, filepath.Dir(path))
+		return fault.Errorf(fault.ErrNotFound, "create key file %s: directory %s does not exist", path, filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("create key file: %w", err)
 	}
-	_, err = file.Write(k.text())
+	_, err = file.WriteString(k.Line() + "\n")
 	if err == nil {
 		err = file.Sync()
 	}
@@ -123,7 +146,7 @@ func (k *Key) WriteFile(path string) error {
 func ReadKeyFile(path string) (*Key, error) {
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Errorf(fault.ErrNotFound, "key file %s is not there", path)
+		return nil, fault.Errorf(fault.ErrNotFound, "key file %s does not exist", path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open key file: %w", err)

@@ -44,7 +44,7 @@ func TestObjectsAreThoseOfTheVectors(t *testing.T) {
 		data []byte
 		sum  string
 	}{
-		"key":                  {key.text(), "5d082c4d9b6c20bc587bfdd1e5a827216285159d229d7a1c9eb214f5dd986541"},
+		"key":                  {[]byte(key.Line() + "\n"), "5d082c4d9b6c20bc587bfdd1e5a827216285159d229d7a1c9eb214f5dd986541"},
 		ConfigName:             {config, "b5e6abe5ac4dee619d4a2ff1148aaadaf9845f1065b9963eacbd69a6c6481e96"},
 		HeadName("0190-a", 1):  {head, "959684e7c94c782a11740b7fb3dbd63175852759bf747ba492c018a8b7254ea7"},
 		pack.Ref.Name.String(): {pack.Bytes, "64443496c64554108dfa6e6624c2bd526f4a7d41fc5d9415ba92d68e46754956"},
