@@ -166,7 +166,7 @@ func arguments(ctx *urfave.Context, least, most int) ([]string, error) {
 // directory, and with fault.ErrNotFound if there is no directory for it.
 func newFile(ctx *urfave.Context, path string) (string, error) {
 	if strings.HasSuffix(path, "/") {
-		return "", fault.Errorf(fault.ErrInvalid, "%s: %q ends in a slash: a file is made, and no directory", commandPath(ctx), path)
+		return "", fault.Errorf(fault.ErrInvalid, "%s: %q must name a file, not a directory", commandPath(ctx), path)
 	}
 	file, err := filepath.Abs(path)
 	if err != nil {
@@ -176,9 +176,9 @@ func newFile(ctx *urfave.Context, path string) (string, error) {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return "", fault.Errorf(fault.ErrNotFound, "%s: directory %s is not there", commandPath(ctx), dir)
+		return "", fault.Errorf(fault.ErrNotFound, "%s: directory %s does not exist", commandPath(ctx), dir)
 	case err == nil && !info.IsDir():
-		return "", fault.Errorf(fault.ErrNotFound, "%s: %s is no directory", commandPath(ctx), dir)
+		return "", fault.Errorf(fault.ErrNotFound, "%s: %s is not a directory", commandPath(ctx), dir)
 	}
 	return file, nil // whoever makes the file says what else is wrong
 }

@@ -1,16 +1,13 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -18,13 +15,12 @@ import (
 	"orlop/internal/backup"
 	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
-	"orlop/internal/daemon"
 	"orlop/internal/fault"
 )
 
 func (c *cli) backupCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "backup", Usage: "copies of volumes elsewhere: look at them, check them, restore them",
+		Name: "backup", Usage: "manage backups: list, verify, restore, prune",
 		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
@@ -35,7 +31,7 @@ func (c *cli) backupCommand() *urfave.Command {
 }
 
 func keyFileFlag() urfave.Flag {
-	return &urfave.StringFlag{Name: "key-file", Usage: "the key of an encrypted repository; see orlop key create", EnvVars: []string{"ORLOP_KEY_FILE"}}
+	return &urfave.StringFlag{Name: "key-file", Usage: "key `FILE` of an encrypted repository; see 'orlop key create'", EnvVars: []string{"ORLOP_KEY_FILE"}}
 }
 
 // keyOf reads the key that a command was given, nil if it was given none.
@@ -125,6 +121,13 @@ func (c *cli) warn(err error) {
 	}
 }
 
+// advise tells a person at a terminal what to do. Elsewhere it says nothing.
+func (c *cli) advise(format string, args ...any) {
+	if !c.json && isTerminal(c.stderr) {
+		fmt.Fprintf(c.stderr, format+"\n", args...)
+	}
+}
+
 // warnings are those of one run. They are safe for concurrent use.
 type warnings struct {
 	mu   sync.Mutex
@@ -168,13 +171,13 @@ func (o *opener) open(at destination.Destination, do func(*destination.Repositor
 
 func (c *cli) backupInitCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "init", Usage: "make a repository for backups and print its URL", ArgsUsage: "DEST",
-		Description: "The place must be empty, or not be there yet. Done again with the same key it changes nothing. Where this host\n" +
-			"knows a repository that is not there, the disk may not be mounted: only with --new it makes another.\n" +
+		Name: "init", Usage: "create a repository for backups and print its URL", ArgsUsage: "DEST",
+		Description: "DEST must be empty, or not exist yet. Repeating the command with the same key changes nothing. If this host\n" +
+			"remembers a repository there that is gone, the disk may not be mounted: only --new creates another.\n" +
 			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
-			&urfave.BoolFlag{Name: "unencrypted", Usage: "anybody who can read the place can read the backups"},
-			&urfave.BoolFlag{Name: "new", Usage: "make one although this host knows another there, which is gone; or take the one that is there for the right one"},
+			&urfave.BoolFlag{Name: "unencrypted", Usage: "anyone who can read DEST can read the backups"},
+			&urfave.BoolFlag{Name: "new", Usage: "replace a repository that this host remembers but that is gone, or accept the different one that is there"},
 		},
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
@@ -186,9 +189,9 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			case err != nil:
 				return err
 			case options.Key == nil && !ctx.Bool("unencrypted"):
-				return fault.Errorf(fault.ErrInvalid, "backup init: say --key-file FILE (see orlop key create), or --unencrypted")
+				return fault.Errorf(fault.ErrInvalid, "backup init: use --key-file FILE (see orlop key create), or --unencrypted")
 			case options.Key != nil && ctx.Bool("unencrypted"):
-				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file, by --key-file or ORLOP_KEY_FILE, and --unencrypted are given: say --key-file '' to give none")
+				return fault.Errorf(fault.ErrInvalid, "backup init: both a key file, by --key-file or ORLOP_KEY_FILE, and --unencrypted are given: use --key-file '' to give none")
 			}
 			r, err := destination.OpenOrInit(ctx.Context, at, options, ctx.Bool("new"))
 			if err != nil {
@@ -199,7 +202,11 @@ func (c *cli) backupInitCommand() *urfave.Command {
 			if options.Key != nil {
 				view.Key = options.Key.ID()
 			}
-			return c.print(view.URL, view)
+			if err := c.print(view.URL, view); err != nil || options.Key == nil {
+				return err
+			}
+			c.advise("without the key %s the backups here cannot be read: keep a copy of it elsewhere", ctx.String("key-file"))
+			return nil
 		},
 	}
 }
@@ -252,9 +259,13 @@ func detailOf(r *destination.Repository, b *repo.Backup) backupDetail {
 
 func (c *cli) backupListCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "list backups, those of one volume together, the oldest first", ArgsUsage: "DEST",
-		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Flags:       []urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes of this name"}},
+		Name: "list", Aliases: []string{"ls"}, Usage: "list backups by volume, the oldest first", ArgsUsage: "DEST",
+		Description: "IDs are shown as far as they are needed; backup= in a URL takes them so.\n" +
+			"Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
+		Flags: []urfave.Flag{keyFileFlag(),
+			&urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes named `NAME`"},
+			&urfave.BoolFlag{Name: "wide", Usage: "show whole IDs and names, and hosts, in more than 80 columns"},
+		},
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
 			if err != nil {
@@ -271,32 +282,10 @@ func (c *cli) backupListCommand() *urfave.Command {
 				if len(views) == 0 && err != nil {
 					return err
 				}
-				return errors.Join(c.printBackups(views), err)
+				return errors.Join(c.printBackups(views, destination.ShortIDs(backups), ctx.Bool("wide")), err)
 			})
 		},
 	}
-}
-
-func (c *cli) printBackups(views []backup.View) error {
-	slices.SortStableFunc(views, func(a, b backup.View) int {
-		return cmp.Or(cmp.Compare(a.Volume, b.Volume), cmp.Compare(a.VolumeID, b.VolumeID))
-	})
-	if c.json {
-		return c.printJSON(views)
-	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "VOLUME\tCREATED\tSIZE\tSTORED\tHOST\tID")
-	for _, v := range views {
-		created := v.Created
-		if at, err := time.Parse(time.RFC3339Nano, created); err == nil {
-			created = at.Format(time.DateTime) + " UTC"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Volume, created, daemon.Bytes(v.Size), daemon.Bytes(v.Stored), v.Host, v.ID)
-	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
 }
 
 func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
@@ -306,7 +295,7 @@ func dated(b *repo.Backup) string { return b.Created.UTC().Format(time.DateTime)
 
 func (c *cli) backupInspectCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "inspect", Usage: "show all about backups, as JSON", ArgsUsage: "URL...",
+		Name: "inspect", Usage: "show details of backups as JSON", ArgsUsage: "URL...",
 		Description: "Example: orlop backup inspect 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
 		Flags:       []urfave.Flag{keyFileFlag()},
 		Action: func(ctx *urfave.Context) error {
@@ -337,7 +326,7 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 func (c *cli) backupDeleteCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "delete", Aliases: []string{"rm"}, Usage: "delete backups; prune frees their space", ArgsUsage: "URL...",
-		Description: "Each URL must name its backup: volume= alone is refused.\n" +
+		Description: "Each URL must contain backup=ID; volume= alone is not enough.\n" +
 			"Example: orlop backup delete 'file:///mnt/nas/orlop?backup=0190.0191&volume=db' --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag()},
 		Action: func(ctx *urfave.Context) error {

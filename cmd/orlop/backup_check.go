@@ -19,13 +19,13 @@ import (
 
 func (c *cli) backupVerifyCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "verify", Usage: "look for damage in a repository", ArgsUsage: "DEST|URL",
-		Description: "Checks that everything is there and fits together; --data reads it all besides. With the URL of a backup it\n" +
-			"looks at that only. Exit code 7 if something is wrong that hurts what it was to look at.\n" +
+		Name: "verify", Usage: "check a repository for damage", ArgsUsage: "DEST|URL",
+		Description: "Checks that every object exists and that they are consistent; --data also reads all data. With the URL of a\n" +
+			"backup it checks that one only. Exits with 7 if it finds damage to what it checked.\n" +
 			"Example: orlop backup verify file:///mnt/nas/orlop --data --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
-			&urfave.BoolFlag{Name: "data", Usage: "read all data, what was not read for longest first"},
-			&urfave.StringFlag{Name: "sample", Usage: "read a part of the data, as 5%, what was not read for longest"},
+			&urfave.BoolFlag{Name: "data", Usage: "read all data, the least recently read first"},
+			&urfave.StringFlag{Name: "sample", Usage: "read `PART` of the data, such as 5%: the least recently read"},
 		},
 		Action: func(ctx *urfave.Context) error {
 			at, u, err := verifySubject(ctx)
@@ -68,7 +68,7 @@ func (c *cli) verified(r *destination.Repository, found repo.Report, only *repo.
 	if failed != nil && len(found.Findings) == 0 {
 		return failed
 	}
-	if err := c.printReport(found, only); err != nil || !hurts(found, only) {
+	if err := c.printReport(found, only); err != nil || !affects(found, only) {
 		return errors.Join(failed, err)
 	}
 	if failed != nil {
@@ -103,8 +103,8 @@ func parsePercent(text string) (float64, error) {
 // errDamaged is what verify ends with when it has told of what it found.
 var errDamaged = fault.Errorf(fault.ErrCorrupt, "damage was found")
 
-// hurts tells whether something is wrong with what verify was to look at: the repository, or one backup.
-func hurts(report repo.Report, only *repo.Backup) bool {
+// affects reports whether something is wrong with what verify was to look at: the repository, or one backup.
+func affects(report repo.Report, only *repo.Backup) bool {
 	return slices.ContainsFunc(report.Findings, func(f repo.Finding) bool {
 		return only == nil || slices.Contains(f.Backups, only.ID())
 	})
@@ -118,19 +118,19 @@ func (c *cli) printReport(report repo.Report, only *repo.Backup) error {
 	for _, f := range report.Findings {
 		fmt.Fprintf(&text, "%s\n  problem: %s\n", f.Object, f.Problem)
 		if f.Unnamed {
-			fmt.Fprintf(&text, "  hurts:   whatever backups were made since, of which nothing tells\n")
+			fmt.Fprintf(&text, "  affects: backups made since then, of which nothing else is known\n")
 		} else if len(f.Backups) == 0 {
-			fmt.Fprintf(&text, "  hurts:   no backup\n")
+			fmt.Fprintf(&text, "  affects: no backup\n")
 		}
 		for _, id := range f.Backups {
-			fmt.Fprintf(&text, "  hurts:   backup %s\n", id)
+			fmt.Fprintf(&text, "  affects: backup %s\n", id)
 		}
 		if len(f.Volumes) > 0 {
 			fmt.Fprintf(&text, "  of:      volume %s\n", strings.Join(f.Volumes, ", "))
 		}
 		fmt.Fprintf(&text, "  next:    %s\n", f.Command)
 	}
-	verdict := "nothing wrong"
+	verdict := "no damage found"
 	if n := len(report.Findings); n > 0 {
 		verdict = counted(n, "damaged object")
 	}
@@ -155,13 +155,13 @@ func counted(n int, thing string) string {
 
 func (c *cli) backupRepairCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "repair", Usage: "mend a damaged repository", ArgsUsage: "DEST",
-		Description: "Makes a lost config and lost heads again from what is there, and saves what is good in damaged packs. Backups whose\n" +
-			"data is lost are named, and dropped only with --drop-damaged; exit code 7 as long as there are any. Run it with\n" +
-			"--dry-run first, and while nothing else writes there.\n" +
+		Name: "repair", Usage: "repair a damaged repository", ArgsUsage: "DEST",
+		Description: "Rebuilds a lost config and lost heads from what is left, and saves what is good in damaged packs. Backups whose data\n" +
+			"is lost are named; only --drop-damaged drops them, and until then it exits with 7. Run it with --dry-run first, and\n" +
+			"while nothing else writes to DEST.\n" +
 			"Example: orlop backup repair file:///mnt/nas/orlop --dry-run --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
-			&urfave.BoolFlag{Name: "dry-run", Usage: "say what would be done, and change nothing"},
+			&urfave.BoolFlag{Name: "dry-run", Usage: "show what would be done, change nothing"},
 			&urfave.BoolFlag{Name: "drop-damaged", Usage: "drop the backups whose data is lost"},
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -206,14 +206,14 @@ func (c *cli) printSteps(steps []repo.Step) error {
 func (c *cli) backupPruneCommand() *urfave.Command {
 	flags := append([]urfave.Flag{keyFileFlag()}, keepFlags()...)
 	return &urfave.Command{
-		Name: "prune", Usage: "forget old backups by rules, and free what no backup needs", ArgsUsage: "DEST",
-		Description: "Without any rule no backup is forgotten. The newest good backup of each volume stays always.\n" +
+		Name: "prune", Usage: "delete old backups by rules, and free what no backup needs", ArgsUsage: "DEST",
+		Description: "Without a rule no backup is deleted. The newest good backup of each volume is always kept.\n" +
 			"Example: orlop backup prune file:///mnt/nas/orlop --keep-daily 7 --keep-weekly 5 --key-file /root/orlop.key",
 		Flags: append(flags,
-			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes of this name"},
-			&urfave.StringFlag{Name: "host", Usage: "only backups that this host made"},
-			&urfave.BoolFlag{Name: "dry-run", Usage: "say what would be forgotten, and change nothing"},
-			&urfave.BoolFlag{Name: "force", Usage: "forget by the rules although the times of backups look wrong"},
+			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes named `NAME`"},
+			&urfave.StringFlag{Name: "host", Usage: "only backups made by host `NAME`"},
+			&urfave.BoolFlag{Name: "dry-run", Usage: "show what would be deleted, change nothing"},
+			&urfave.BoolFlag{Name: "force", Usage: "apply the rules although the times of backups look wrong"},
 		),
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
@@ -239,12 +239,12 @@ var keepRules = []struct {
 	flag, usage string
 	field       func(*repo.Policy) *int
 }{
-	{"keep-last", "keep so many of the newest", func(p *repo.Policy) *int { return &p.Last }},
-	{"keep-hourly", "keep the newest of each of so many hours, UTC", func(p *repo.Policy) *int { return &p.Hourly }},
-	{"keep-daily", "keep the newest of each of so many days", func(p *repo.Policy) *int { return &p.Daily }},
-	{"keep-weekly", "keep the newest of each of so many weeks", func(p *repo.Policy) *int { return &p.Weekly }},
-	{"keep-monthly", "keep the newest of each of so many months", func(p *repo.Policy) *int { return &p.Monthly }},
-	{"keep-yearly", "keep the newest of each of so many years", func(p *repo.Policy) *int { return &p.Yearly }},
+	{"keep-last", "keep the newest `N` backups", func(p *repo.Policy) *int { return &p.Last }},
+	{"keep-hourly", "keep the newest backup of each of `N` hours, UTC", func(p *repo.Policy) *int { return &p.Hourly }},
+	{"keep-daily", "keep the newest backup of each of `N` days", func(p *repo.Policy) *int { return &p.Daily }},
+	{"keep-weekly", "keep the newest backup of each of `N` weeks", func(p *repo.Policy) *int { return &p.Weekly }},
+	{"keep-monthly", "keep the newest backup of each of `N` months", func(p *repo.Policy) *int { return &p.Monthly }},
+	{"keep-yearly", "keep the newest backup of each of `N` years", func(p *repo.Policy) *int { return &p.Yearly }},
 }
 
 // keepFlags are the flags of the rules of retention.
@@ -252,7 +252,7 @@ func keepFlags() (flags []urfave.Flag) {
 	for _, rule := range keepRules {
 		flags = append(flags, &urfave.IntFlag{Name: rule.flag, Usage: rule.usage})
 	}
-	return append(flags, &urfave.StringFlag{Name: "keep-within", Usage: "keep all that are younger than the newest by at most this, as 1y6m7d12h"})
+	return append(flags, &urfave.StringFlag{Name: "keep-within", Usage: "keep all that are at most `AGE` older than the newest, such as 1y6m7d12h"})
 }
 
 func policyOf(ctx *urfave.Context) (policy repo.Policy, err error) {
@@ -268,7 +268,7 @@ func policyOf(ctx *urfave.Context) (policy repo.Policy, err error) {
 		}
 	}
 	if given && policy.IsZero() {
-		return policy, fault.Errorf(fault.ErrInvalid, "%s: rules that keep nothing would forget all backups but the newest: say --keep-last 1 if you mean that", commandPath(ctx))
+		return policy, fault.Errorf(fault.ErrInvalid, "%s: rules that keep nothing would delete all backups but the newest: use --keep-last 1 for that", commandPath(ctx))
 	}
 	return policy, policy.Check()
 }
@@ -307,7 +307,7 @@ func (c *cli) prune(ctx *urfave.Context, r *destination.Repository, policy repo.
 	if !plan.Matched && failed == nil && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
 		failed = errNoMatch(ctx)
 	}
-	return fault.Join(slices.Concat([]error{failed}, plan.Doubts, []error{c.printPrune(view, failed == nil)})...)
+	return fault.Join(slices.Concat([]error{failed}, plan.Doubts, []error{c.printPrune(view, policy.IsZero(), failed == nil)})...)
 }
 
 // matches reports whether a backup is of the volume and the host that prune was limited to.
@@ -328,14 +328,14 @@ func errNoMatch(ctx *urfave.Context) error {
 }
 
 // printPrune tells what was done. What is kept is known only if all could be looked at.
-func (c *cli) printPrune(view pruneView, all bool) error {
+func (c *cli) printPrune(view pruneView, unruled, all bool) error {
 	if c.json {
 		view.Warnings = c.warned.all()
 		return c.printJSON(view)
 	}
-	verb := "forgot"
+	verb := "deleted"
 	if view.DryRun {
-		verb = "would forget"
+		verb = "would delete"
 	}
 	for _, v := range view.Removed {
 		if err := c.print(fmt.Sprintf("%s %s of volume %s, %s", verb, v.ID, v.Volume, v.Created), nil); err != nil {
@@ -343,6 +343,9 @@ func (c *cli) printPrune(view pruneView, all bool) error {
 		}
 	}
 	text := verb + " " + counted(len(view.Removed), "backup")
+	if unruled {
+		text = "no rule given, no backup deleted: see --keep-daily and the like in orlop backup prune --help"
+	}
 	if all {
 		text += fmt.Sprintf(", kept %d", view.Kept)
 	}

@@ -52,7 +52,7 @@ func TestADamagedLineageKeepsPruneFromNoOther(t *testing.T) {
 	}
 	p.breakHead("id-2")
 	got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key)
-	got.wants(t, 7, "forgot "+gone[0], "forgot "+gone[2], "id-2", "forgot 2 backups, freed")
+	got.wants(t, 7, "deleted "+gone[0], "deleted "+gone[2], "id-2", "deleted 2 backups, freed")
 	if got := invoke("--json", "backup", "list", p.dir, "--key-file", p.key); strings.Count(got.stdout, `"url"`) != 2 {
 		t.Errorf("%s", got)
 	}
@@ -70,8 +70,8 @@ func TestPruneNamesOnlyWhatIsForgotten(t *testing.T) {
 	for _, pack := range packs {
 		wipe(t, pack)
 	}
-	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key, "--dry-run").wants(t, 7, "would forget 0 backups\n")
-	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key).wants(t, 7, "forgot 0 backups, freed")
+	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key, "--dry-run").wants(t, 7, "would delete 0 backups\n")
+	invoke("backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key).wants(t, 7, "deleted 0 backups, freed")
 	if left := p.views(); len(left) != 2 {
 		t.Errorf("%+v", left)
 	}
@@ -170,11 +170,11 @@ func TestFindingsAreAboutABackupIfTheyHurtIt(t *testing.T) {
 		{repo.Finding{Object: repo.HeadName("l", 7)}, one, false},
 		{repo.Finding{Object: repo.HeadName("l", 7), Backups: []string{"l.one"}}, one, true},
 	} {
-		if got := hurts(repo.Report{Findings: []repo.Finding{test.finding}}, test.only); got != test.want {
+		if got := affects(repo.Report{Findings: []repo.Finding{test.finding}}, test.only); got != test.want {
 			t.Errorf("%+v: %t", test.finding, got)
 		}
 	}
-	if hurts(repo.Report{}, nil) || hurts(repo.Report{}, one) {
+	if affects(repo.Report{}, nil) || affects(repo.Report{}, one) {
 		t.Error("nothing was found")
 	}
 }
@@ -314,7 +314,7 @@ func TestAnOlderBackupInPlaceOfADamagedOneIsTold(t *testing.T) {
 	for pack, data := range good {
 		rewrite(t, pack, data)
 	}
-	run("backup", "verify", p.dir).wants(t, 0, "nothing wrong")
+	run("backup", "verify", p.dir).wants(t, 0, "no damage found")
 	got := run("backup", "inspect", volume)
 	if got.wants(t, 0, idOf(newest)); len(got.warnings()) > 0 {
 		t.Errorf("%s", got)
@@ -339,7 +339,7 @@ func TestBackupsThatAreGoneAsAWholeAreGivenUpOnlyIfAsked(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(p.dir, "lineages", "id-1")); err != nil {
 		t.Fatal(err)
 	}
-	invoke("backup", "verify", p.dir, "--key-file", p.key).wants(t, 7, "id-1", "of which nothing tells", "--key-file")
+	invoke("backup", "verify", p.dir, "--key-file", p.key).wants(t, 7, "id-1", "of which nothing else is known", "--key-file")
 	for _, dry := range []string{"--dry-run=true", "--dry-run=false"} {
 		invoke("backup", "repair", p.dir, dry, "--key-file", p.key).wants(t, 7, "to do: nothing is left", "--drop-damaged")
 	}

@@ -30,7 +30,7 @@ func remedy(e fault.Remedy, question bool) string {
 		}
 		return fmt.Sprintf(" To make a new one in its place: orlop backup init %s --new %s", at, how)
 	case destination.GiveKey:
-		return ": say --key-file FILE, or set ORLOP_KEY_FILE"
+		return ": use --key-file FILE, or set ORLOP_KEY_FILE"
 	case destination.ListBackups:
 		if question {
 			return " see orlop backup list " + at

@@ -17,11 +17,11 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "restore", Usage: "restore a backup to a new volume and print its name, or to a file", ArgsUsage: "URL|DEST [NAME]",
 		Description: "With --all DEST is a destination, and every volume in it is restored.\n" +
-			"The volume has the name of the one that was backed up, unless NAME is given. It appears when it is whole, and a restore\n" +
-			"that is interrupted resumes, also after a restart of the daemon. With --to-file no daemon is needed; until the file is\n" +
-			"whole it is IMAGE.orlop-part.\n" +
+			"The volume has the name of the one that was backed up, unless NAME is given. It appears once it is complete, and an\n" +
+			"interrupted restore resumes, also after a restart of the daemon. With --to-file no daemon is needed; until IMAGE is\n" +
+			"complete it is IMAGE.orlop-part, and the same command resumes it.\n" +
 			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
-		Flags: append([]urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "the image to make, sparse, of the volume's size"}}, restoreFlags()...),
+		Flags: append([]urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "create `IMAGE`, a sparse file of the volume's size; needs no daemon"}}, restoreFlags()...),
 		Action: func(ctx *urfave.Context) error {
 			if ctx.Bool("all") {
 				if ctx.IsSet("to-file") {

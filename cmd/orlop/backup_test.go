@@ -131,7 +131,7 @@ func TestBackupsAreListedInspectedRestoredAndDeleted(t *testing.T) {
 	if only := p.views("--volume-name", "web"); len(only) != 1 || only[0].URL != other {
 		t.Errorf("%+v", only)
 	}
-	if table := p.must("backup", "ls", p.dir, "--key-file", p.key); !strings.Contains(table, "VOLUME") || strings.Count(table, "\n") != 3 || !strings.Contains(table, v.ID) {
+	if table := p.must("backup", "ls", p.dir, "--key-file", p.key); !strings.Contains(table, "VOLUME") || strings.Count(table, "\n") != 3 || !strings.Contains(table, v.ID[len("id-1."):][:8]) {
 		t.Errorf("%s", table)
 	}
 	var detail backupDetail
@@ -235,12 +235,12 @@ func TestBadDestinationsAndURLs(t *testing.T) {
 		{[]string{"restore", p.dir + "?volume=", "--to-file", image}, 2, nil},
 		{[]string{"restore", p.dir + "?volume=a&volume=b", "--to-file", image}, 2, nil},
 		{[]string{"restore", url + "x", "--to-file", image}, 3, nil},
-		{[]string{"restore", url, "--to-file", filepath.Join(empty, "no", "image")}, 3, []string{"directory " + filepath.Join(empty, "no") + " is not there"}},
-		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "image")}, 3, []string{p.key + " is no directory"}},
-		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "no", "image")}, 3, []string{filepath.Join(p.key, "no") + " is not there"}},
-		{[]string{"restore", url, "--to-file", empty + "/image/"}, 2, []string{"ends in a slash"}},
-		{[]string{"restore", url, "--to-file", empty + "/"}, 2, []string{"ends in a slash"}},
-		{[]string{"restore", url, "--to-file", empty}, 4, []string{empty + " is there already"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(empty, "no", "image")}, 3, []string{"directory " + filepath.Join(empty, "no") + " does not exist"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "image")}, 3, []string{p.key + " is not a directory"}},
+		{[]string{"restore", url, "--to-file", filepath.Join(p.key, "no", "image")}, 3, []string{filepath.Join(p.key, "no") + " does not exist"}},
+		{[]string{"restore", url, "--to-file", empty + "/image/"}, 2, []string{"must name a file, not a directory"}},
+		{[]string{"restore", url, "--to-file", empty + "/"}, 2, []string{"must name a file, not a directory"}},
+		{[]string{"restore", url, "--to-file", empty}, 4, []string{empty + " already exists"}},
 		{[]string{"delete", p.dir + "?volume=db"}, 2, []string{"backup="}},
 		{[]string{"verify", p.dir, "--sample", "5"}, 2, []string{"5%"}},
 		{[]string{"verify", p.dir, "--sample", "0%"}, 2, nil},
@@ -343,7 +343,7 @@ func TestKeysThatDoNotFitAreRefused(t *testing.T) {
 	}{
 		{p.dir, other, 7, "wrong key"},
 		{p.dir, "", 2, "--key-file"},
-		{p.dir, filepath.Join(p.dir, "no"), 3, "not there"},
+		{p.dir, filepath.Join(p.dir, "no"), 3, "does not exist"},
 		{p.dir, open, 2, "chmod 600"},
 		{plain, p.key, 2, "not encrypted"},
 	} {
@@ -376,7 +376,7 @@ func TestPruneKeepsWhatThePolicySays(t *testing.T) {
 	if got := p.views(); len(got) != 6 {
 		t.Fatalf("without a policy %d are left", len(got))
 	}
-	if got := p.must("backup", "prune", p.dir, "--keep-last", "2", "--dry-run", "--key-file", p.key); len(p.views()) != 6 || strings.Count(got, "would forget") != 4 {
+	if got := p.must("backup", "prune", p.dir, "--keep-last", "2", "--dry-run", "--key-file", p.key); len(p.views()) != 6 || strings.Count(got, "would delete") != 4 {
 		t.Errorf("dry run: %s", got)
 	}
 	if got := invoke("backup", "prune", p.dir, "--keep-last", "1", "--host", "h2", "--key-file", p.key); got.code != 3 || len(p.views()) != 6 {

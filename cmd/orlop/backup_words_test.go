@@ -78,7 +78,7 @@ func TestKeyFilesAreReadWithSpaceAtTheEndAndNeverFromDirectories(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 	missing := filepath.Join(t.TempDir(), "no")
-	if got := invoke("key", "create", filepath.Join(missing, "k")); got.code != 3 || !strings.Contains(got.stderr, "directory "+missing+" is not there") {
+	if got := invoke("key", "create", filepath.Join(missing, "k")); got.code != 3 || !strings.Contains(got.stderr, "directory "+missing+" does not exist") {
 		t.Errorf("%s", got)
 	}
 }
@@ -152,14 +152,14 @@ func TestBackupCommandsInterruptedSayThatAndExitOne(t *testing.T) {
 
 func TestOneThingIsCountedAsOne(t *testing.T) {
 	p := newBackupPlace(t)
-	invoke("backup", "verify", p.dir, "--key-file", p.key).wants(t, 0, "nothing wrong: 0 backups, 0 packs, 0 of them read (0 B)")
+	invoke("backup", "verify", p.dir, "--key-file", p.key).wants(t, 0, "no damage found: 0 backups, 0 packs, 0 of them read (0 B)")
 	p.back("db", "id-1", backupTime, contents(1))
-	invoke("backup", "verify", p.dir, "--data", "--key-file", p.key).wants(t, 0, "nothing wrong: 1 backup, 2 packs, 2 of them read")
+	invoke("backup", "verify", p.dir, "--data", "--key-file", p.key).wants(t, 0, "no damage found: 1 backup, 2 packs, 2 of them read")
 	p.back("db", "id-1", backupTime.Add(time.Hour), contents(1))
 	prune := []string{"backup", "prune", p.dir, "--keep-last", "1", "--key-file", p.key}
-	invoke(append(prune, "--dry-run")...).wants(t, 0, "would forget 1 backup, kept 1\n")
-	invoke(prune...).wants(t, 0, "forgot 1 backup, kept 1, freed")
-	invoke(prune...).wants(t, 0, "forgot 0 backups, kept 1, freed")
+	invoke(append(prune, "--dry-run")...).wants(t, 0, "would delete 1 backup, kept 1\n")
+	invoke(prune...).wants(t, 0, "deleted 1 backup, kept 1, freed")
+	invoke(prune...).wants(t, 0, "deleted 0 backups, kept 1, freed")
 	p.breakData("id-1")
 	invoke("backup", "verify", p.dir, "--data", "--key-file", p.key).wants(t, 7, "\n1 damaged object: 1 backup, ")
 }

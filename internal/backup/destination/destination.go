@@ -41,7 +41,7 @@ func split(text string) (d Destination, query string, err error) {
 	case strings.HasPrefix(rest, "//"):
 		d, err = ofScheme(strings.ToLower(scheme), rest[len("//"):])
 	default:
-		err = fault.Errorf(fault.ErrInvalid, "there is a colon before the first slash: %s; say ./%s for a directory of this name", forms, where)
+		err = fault.Errorf(fault.ErrInvalid, "there is a colon before the first slash: %s; use ./%s for a directory of this name", forms, where)
 	}
 	if err != nil {
 		return Destination{}, "", fmt.Errorf("destination %q: %w", text, err)
@@ -65,7 +65,7 @@ func ofScheme(scheme, rest string) (Destination, error) {
 	case "s3":
 		return Destination{}, fault.Errorf(fault.ErrUnsupported, "buckets are not supported yet: %s", forms)
 	default:
-		return Destination{}, fault.Errorf(fault.ErrInvalid, "the scheme %q is not known: %s", scheme, forms)
+		return Destination{}, fault.Errorf(fault.ErrInvalid, "unknown scheme %q: %s", scheme, forms)
 	}
 	if host, path, ok := strings.Cut(rest, "/"); ok && strings.EqualFold(host, "localhost") {
 		rest = "/" + path

@@ -10,23 +10,15 @@ import (
 	"orlop/internal/fault"
 )
 
-// Find returns the backup that a URL names: the one of its ID, or of a volume's the newest that pass, which may be nil, does
+// Find returns the backup that a URL names: the one of its ID, whole or short (see ShortIDs), or of a volume's the newest that pass, which may be nil, does
 // not report as one to be passed over (see repo.Damage.Hurts). It warns if a newer one was passed over, and if some of the
 // backups cannot be read, so that there may be newer ones. It fails with fault.ErrNotFound if there is no such backup, with
-// fault.ErrInvalid if volumes of several IDs have the name, and with fault.ErrCorrupt if all are passed over; these are Errors:
+// fault.ErrInvalid if volumes of several IDs have the name or several backups the short ID, and with fault.ErrCorrupt if all are passed over; these are Errors:
 // ListBackups, ChooseBackup, VerifyData.
 func (r *Repository) Find(ctx context.Context, u URL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
 	backups, err := r.Backups(ctx)
 	if u.Backup != "" {
-		for _, b := range backups {
-			if b.ID() == u.Backup && (u.Volume == "" || u.Volume == b.Volume.Name) {
-				return b, nil // that other lineages may be damaged does not matter
-			}
-		}
-		if err != nil {
-			return nil, err
-		}
-		return nil, r.remedied(ListBackups, u, fault.Errorf(fault.ErrNotFound, "backup %q: not found", u.Backup))
+		return r.byID(backups, u, err)
 	}
 	b, failed := r.newestOf(backups, u, pass)
 	switch {
@@ -41,6 +33,31 @@ func (r *Repository) Find(ctx context.Context, u URL, pass func(*repo.Backup) bo
 		return nil, err
 	}
 	return nil, fault.Errorf(fault.KindOf(failed), "%w", errors.Join(err, failed)) // the last line is what the remedy is for
+}
+
+// byID returns the backup of an ID. Of the backups that could not be read, failed tells.
+func (r *Repository) byID(backups []*repo.Backup, u URL, failed error) (*repo.Backup, error) {
+	var found []*repo.Backup
+	for _, b := range backups {
+		if u.Volume != "" && u.Volume != b.Volume.Name {
+			continue
+		}
+		if b.ID() == u.Backup {
+			return b, nil // that other lineages may be damaged does not matter
+		}
+		if matches(u.Backup, b) {
+			found = append(found, b)
+		}
+	}
+	switch {
+	case failed != nil: // there may be others of a short ID
+		return nil, failed
+	case len(found) == 0:
+		return nil, r.remedied(ListBackups, u, fault.Errorf(fault.ErrNotFound, "backup %q: not found", u.Backup))
+	case len(found) > 1:
+		return nil, r.remedied(ListBackups, u, fault.Errorf(fault.ErrInvalid, "backup %q: the IDs of %d backups begin so", u.Backup, len(found)))
+	}
+	return found[0], nil
 }
 
 // remedied is an error about a URL with its remedy.

@@ -177,7 +177,7 @@ func publishFile(file *os.File, path string) error {
 }
 
 func errFileThere(path string) error {
-	return fault.Errorf(fault.ErrExists, "restore to file: %s is there already, and is not overwritten", path)
+	return fault.Errorf(fault.ErrExists, "restore to file: %s already exists and will not be overwritten", path)
 }
 
 func errNotOurs(path string) error {

@@ -104,7 +104,7 @@ func KeyringFromSlots(repository ID, block []byte, key *Key) (*Keyring, error) {
 }
 
 func errNotEncrypted(repository ID) error {
-	return fault.Errorf(fault.ErrInvalid, "repository %s is not encrypted, but a key was given, by --key-file or ORLOP_KEY_FILE: say --key-file '' to give none", repository)
+	return fault.Errorf(fault.ErrInvalid, "repository %s is not encrypted, but a key was given, by --key-file or ORLOP_KEY_FILE: use --key-file '' to give none", repository)
 }
 
 func errEncrypted(repository ID) error {
