@@ -117,7 +117,7 @@ func (c *cli) warn(err error) {
 	text := withRemedy(err).Error()
 	c.warned.add(text)
 	if !c.json {
-		fmt.Fprintf(c.shown.above(c.stderr), "orlop: warning: %s\n", text)
+		_, _ = fmt.Fprintf(c.shown.above(c.stderr), "orlop: warning: %s\n", text)
 	}
 }
 

@@ -18,14 +18,13 @@ import (
 	"orlop/internal/fault"
 )
 
-// A key file is one line and its newline:
+// KeyMagic is the first word of a key file. That is one line and its newline:
 //
 //	ORLOP-KEY-1 XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX-XXXX
 //
 // The 56 characters are base32 (RFC 4648, A-Z and 2-7, which has no 0, 1, 8 or 9 to mistake for a letter) of the 32
 // bytes of the key and the first 3 bytes of SHA-256("orlop-1 key checksum" followed by the key). It is read as somebody may
 // have typed it from paper, too: letters of either case, in groups of any length, with hyphens, spaces and newlines between.
-// KeyMagic is the first word of a key file.
 const KeyMagic = "ORLOP-KEY-1"
 
 const (
