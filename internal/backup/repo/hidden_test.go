@@ -146,3 +146,56 @@ func TestASharedNodeIsJudgedForEachBackup(t *testing.T) {
 		}
 	}
 }
+
+// However a destination is rolled back while a backup is written, and wherever its writer dies then, what others committed to
+// the older state can be restored after a repair, at the latest.
+func TestNothingThatOthersCommitIsLostWhenADestinationIsRolledBack(t *testing.T) {
+	base := storetest.NewMemory()
+	first := mustBackup(t, newTestRepository(t, base, nil), specOf(volumeWith(map[int64]byte{0: 1}), nil, nil))
+	a := openFrom(t, base, "a")
+	h, _ := mustNewest(t, a)
+	mustBackup(t, a, specOf(volumeWith(map[int64]byte{0: 1, 5: 9}), nil, nil))
+	v := volumeWith(map[int64]byte{7: 3})
+	requests := 1
+	for at := 1; at <= requests; at++ { // the request before which it is rolled back
+		for dies := at; dies <= requests+1; dies++ { // the first request that is not sent
+			objects, count := base.Clone(), 0
+			var others *Written
+			faults := storetest.NewFaults(objects)
+			writer := openFrom(t, faults, "a")
+			writer.serial = true
+			faults.On(storetest.Any, "", 0, func(_ *storetest.Request, send func() error) error {
+				if count++; count == at {
+					loseHeads(t, openFrom(t, objects, "c"), objects, h.Number)
+					others = mustBackup(t, openFrom(t, objects, "b"), specOf(v, nil, nil))
+				}
+				if count >= dies {
+					return fault.Errorf(fault.ErrUnreachable, "dead")
+				}
+				return send()
+			})
+			_, _ = writer.Backup(t.Context(), specOf(volumeWith(map[int64]byte{6: 9}), nil, nil))
+			if dies > requests {
+				requests = max(requests, count)
+			}
+			if others == nil {
+				continue
+			}
+			if _, err := Repair(t.Context(), objects, nil, RepairOptions{}); err != nil {
+				t.Errorf("rolled back at %d, dead at %d: repair: %v", at, dies, err)
+			}
+			r := openFrom(t, objects, "d")
+			for what, b := range map[string]*Backup{"the others'": others.Backup, "the first": first.Backup} {
+				if err := checkContent(t.Context(), r, b, map[bool]*sparse{true: v, false: volumeWith(map[int64]byte{0: 1})}[b == others.Backup]); err != nil {
+					t.Errorf("rolled back at %d, dead at %d: %s: %v", at, dies, what, err)
+				}
+			}
+			if report, err := r.Verify(t.Context(), VerifyOptions{}); err != nil || len(report.Findings) > 0 {
+				t.Errorf("rolled back at %d, dead at %d: verify: %+v, %v", at, dies, report.Findings, err)
+			}
+		}
+	}
+	if requests < 8 {
+		t.Errorf("only %d requests", requests)
+	}
+}
