@@ -43,7 +43,7 @@ var sources = map[string]source{
 var freeText = []string{
 	"--size", "--pool-size", "--default-size", "--uid", "--gid", "--label", "--name", "--plugin-name", "--host", "--sample",
 	"--pre-snapshot", "--post-snapshot", "--keep-within", "--keep-last", "--keep-hourly", "--keep-daily", "--keep-weekly",
-	"--keep-monthly", "--keep-yearly", "--keep", "--ping", "--notify",
+	"--keep-monthly", "--keep-yearly", "--keep", "--max-backup-age", "--ping", "--notify",
 }
 
 func (question) nothing() []candidate { return nil }

@@ -3,12 +3,16 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
 	"orlop/internal/control"
 	"orlop/internal/daemon"
+	"orlop/internal/fault"
 )
 
 // errFindings makes doctor exit with 1; the findings have been printed.
@@ -18,12 +22,21 @@ func (c *cli) doctorCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "doctor", Usage: "report problems and the commands that fix them; changes nothing",
 		Description: "Exits with 1 if it finds something. Example: orlop doctor",
+		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "max-backup-age", Usage: "also report volumes that were not backed up within this time, as in 26h or 2d"}},
 		Action: func(ctx *urfave.Context) error {
 			if _, err := arguments(ctx, 0, 0); err != nil {
 				return err
 			}
+			query := url.Values{}
+			if ctx.IsSet("max-backup-age") {
+				age, err := parseAge(ctx.String("max-backup-age"))
+				if err != nil {
+					return err
+				}
+				query.Set("max_backup_age", age.String())
+			}
 			var findings []daemon.Finding
-			if err := c.client.Get(ctx.Context, "/doctor", nil, &findings); err != nil {
+			if err := c.client.Get(ctx.Context, "/doctor", query, &findings); err != nil {
 				return err
 			}
 			if err := c.printFindings(findings); err != nil {
@@ -35,6 +48,21 @@ func (c *cli) doctorCommand() *urfave.Command {
 			return nil
 		},
 	}
+}
+
+// parseAge reads a duration in hours and less, as time.ParseDuration does, or in days.
+func parseAge(text string) (time.Duration, error) {
+	age, err := time.ParseDuration(text)
+	if number, ok := strings.CutSuffix(text, "d"); ok {
+		var days uint64
+		if days, err = strconv.ParseUint(number, 10, 16); err == nil {
+			age = time.Duration(days) * 24 * time.Hour
+		}
+	}
+	if err != nil || age <= 0 {
+		return 0, fault.Errorf(fault.ErrInvalid, "doctor: --max-backup-age %q: use hours or days, as in 26h or 2d", text)
+	}
+	return age, nil
 }
 
 func (c *cli) printFindings(findings []daemon.Finding) error {

@@ -12,6 +12,7 @@ import (
 	"orlop/internal/backup/destination"
 	"orlop/internal/backup/repo"
 	"orlop/internal/fault"
+	"orlop/internal/run"
 	"orlop/internal/volume"
 	"orlop/metadata"
 )
@@ -305,14 +306,15 @@ func (d *Daemon) awaitRestore(ctx context.Context, id string) error {
 		}
 		return fault.Errorf(fault.ErrInUse, "volume %q: is being restored from %s: %s: start the container again later", v.Name, v.Restore.URL, progress)
 	case metadata.Failed:
-		return fault.Errorf(fault.ErrFailed, "volume %q: its restore failed: %s: restore it with 'orlop backup restore %s %s', or delete it with 'orlop delete %s'",
-			v.Name, v.Restore.Error, quoted(v.Restore.URL), v.Name, v.Name)
+		return fault.Errorf(fault.ErrFailed, "volume %q: its restore failed: %s: run %s", v.Name, v.Restore.Error, restoreAgain(v.Name, v.Restore.URL))
 	}
 	return nil
 }
 
-// quoted is a text for a shell.
-func quoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
+// restoreAgain is what to type for a volume whose restore failed.
+func restoreAgain(name, url string) string {
+	return run.Line("orlop", "backup", "restore", url, name) + ", or " + run.Line("orlop", "delete", name)
+}
 
 // A RestoreView is what users see of the backup that a volume came from, or is being filled from.
 type RestoreView struct {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"orlop/blockdev"
 	"orlop/fs"
@@ -30,13 +31,15 @@ const (
 // warnAbove is the share of a layer in use from which doctor warns.
 const warnAbove = 0.80
 
-// Doctor looks for what is wrong. It changes nothing.
-func (d *Daemon) Doctor(ctx context.Context) ([]Finding, error) {
+// Doctor looks for what is wrong. It changes nothing. With a maxBackupAge above 0, that includes volumes that were not backed
+// up within that time.
+func (d *Daemon) Doctor(ctx context.Context, maxBackupAge time.Duration) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
 		d.findMissingTools, d.findPoolTrouble, d.findVolumeTrouble, d.findFull, d.findFrozen, d.findFragmented, d.findSnapshotTrouble,
 		d.findAbandonedDevices, d.findUnknownDevices, d.findForeignFiles, d.findClosedDirs, d.findStaleMounts, d.findStaleHolders,
 		d.findLingering, d.findStrayLoops, d.findUnitTrouble,
+		d.findBackupTrouble(maxBackupAge),
 	} {
 		found, err := look(ctx)
 		if err != nil { // no reason to keep the rest to itself
@@ -96,6 +99,8 @@ func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ erro
 		case v.ungrown:
 			again := fmt.Sprintf(" ('orlop resize %s --size %d' tries again, this command keeps the present size)", v.Name, v.WantedSize)
 			found = append(found, Finding{mild, subject, v.Problem + again, fmt.Sprintf("orlop resize %s --size %d", v.Name, v.Size)})
+		case v.State == string(metadata.Failed):
+			found = append(found, Finding{severe, subject, v.Problem, restoreAgain(v.Name, v.Restore.URL)})
 		case v.Problem != "":
 			found = append(found, Finding{severe, subject, v.Problem, v.remedy})
 		case v.State == string(metadata.Removing):

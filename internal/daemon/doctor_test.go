@@ -15,7 +15,7 @@ import (
 // findings is what doctor finds of snapshots and freezes: this machine may lack tools, or have a full disk.
 func (h *house) findings(t *testing.T) (found []daemon.Finding) {
 	t.Helper()
-	all, err := h.Doctor(t.Context())
+	all, err := h.Doctor(t.Context(), 0)
 	check(t, err)
 	for _, f := range all {
 		for _, subject := range []string{"volume ", "snapshot ", "device ", "doctor"} {

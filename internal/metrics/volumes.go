@@ -26,7 +26,8 @@ var (
 	layerFree   = describe("orlop_pool_free_bytes", "Bytes left in a layer below a pool's volumes.", "pool", "layer")
 	readErrors  = describe("orlop_read_failures", "Parts of this answer that are absent because they could not be read.")
 
-	descriptions = []*prometheus.Desc{volumes, size, used, fsSize, fsFree, fsFiles, fsFilesFree, snapshots, shared, mounted, kept, ungrown, holders, layerSize, layerFree, readErrors}
+	descriptions = []*prometheus.Desc{volumes, size, used, fsSize, fsFree, fsFiles, fsFilesFree, snapshots, shared, mounted, kept, ungrown, holders, layerSize, layerFree, readErrors,
+		lastBackup, backupDuration, backupRead, backupStored, backupFailed, backupFailures}
 )
 
 func describe(name, help string, labels ...string) *prometheus.Desc {
@@ -44,6 +45,10 @@ func (m *Metrics) collect(ctx context.Context, ch chan<- prometheus.Metric) {
 	failures := 0
 	if err := m.collectVolumes(ctx, send); err != nil {
 		m.log.Error("metrics lack the volumes", "error", err)
+		failures++
+	}
+	if err := m.collectBackups(ch, send); err != nil {
+		m.log.Error("metrics lack the backups", "error", err)
 		failures++
 	}
 	layers, err := m.daemon.Layers(ctx)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 	"unicode/utf8"
 
 	"orlop/internal/control"
@@ -125,7 +126,16 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 		})
 	})
 	post("/jobs/cancel", func(ctx context.Context, q control.Request) (any, error) { return d.CancelJob(ctx, q.Job) })
-	get("/doctor", func(r *http.Request) (any, error) { return d.Doctor(r.Context()) })
+	get("/doctor", func(r *http.Request) (any, error) {
+		var age time.Duration
+		if text := r.URL.Query().Get("max_backup_age"); text != "" {
+			var err error
+			if age, err = time.ParseDuration(text); err != nil {
+				return nil, fault.Errorf(fault.ErrInvalid, "max_backup_age: %w", err)
+			}
+		}
+		return d.Doctor(r.Context(), age)
+	})
 	post("/devices/adopt", func(ctx context.Context, q control.Request) (any, error) {
 		return d.Adopt(ctx, q.Device, q.Name)
 	})
