@@ -1,6 +1,7 @@
 #!/bin/bash
 # Shows the main job from end to end, and leaves nothing behind: a daemon on a scratch root with the built-in loop
-# pool, a container on a volume of its own, a restart, a resize in use, a snapshot and the way back to it. Uses the
+# pool, a container on a volume of its own, a restart, a resize in use, a snapshot and the way back to it, backups, and
+# a restore on a second daemon that has nothing but the destination and the key. Uses the
 # Docker daemon that runs here, or starts a private one. Needs root and bin/orlop.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -14,8 +15,8 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 orlop=$top/bin/orlop
 scratch=$(mktemp -d /tmp/orlop-quickstart-XXXXXX)
 name=orlop-quickstart-$$
-export ORLOP_SOCKET=$scratch/control.sock
-daemon_pid='' docker_pid=''
+export ORLOP_SOCKET=$scratch/control.sock XDG_CACHE_HOME=$scratch/cache
+daemon_pid='' second_pid='' docker_pid=''
 docker=(docker)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -69,13 +70,18 @@ clean() {
 	run docker volume rm -f "$name" > /dev/null 2>&1
 	run docker image rm "$name:latest" > /dev/null 2>&1
 	stop "$docker_pid"
+	if [[ -n $second_pid ]]; then
+		ORLOP_SOCKET=$scratch/second.sock "$orlop" umount "$name" 2> /dev/null
+		ORLOP_SOCKET=$scratch/second.sock "$orlop" shutdown --detach 2> /dev/null
+		stop "$second_pid"
+	fi
 	if [[ -n $daemon_pid ]]; then
-		"$orlop" shutdown --detach 2> /dev/null
+		ORLOP_SOCKET=$scratch/control.sock "$orlop" shutdown --detach 2> /dev/null
 		stop "$daemon_pid"
 	fi
 	# Whatever a failure left, below the scratch directory only, deepest first.
 	cut -d' ' -f5 /proc/self/mountinfo | grep "^$scratch/" | sort -r | while read -r dir; do umount "$dir"; done
-	chattr -R -i "$scratch/root/mounts" "$scratch/root/pool" 2> /dev/null
+	chattr -R -i "$scratch"/*/mounts "$scratch"/*/pool 2> /dev/null
 	rm -rf --one-file-system "$scratch"
 	if ((status == 0)); then
 		say "Done: nothing is left behind."
@@ -106,7 +112,7 @@ await 60 "orlop" "$orlop" info
 say "2. An image from static busybox"
 mkdir -p "$scratch/image/bin"
 cp "$(command -v busybox)" "$scratch/image/bin/busybox"
-for applet in sh cat df sleep ls; do ln -s busybox "$scratch/image/bin/$applet"; done
+for applet in sh cat dd df sleep ls; do ln -s busybox "$scratch/image/bin/$applet"; done
 tar -C "$scratch/image" -c . | run docker import - "$name" > /dev/null
 echo "    imported as $name"
 
@@ -141,9 +147,42 @@ if "$orlop" delete "$name" 2>&1 | sed 's/^/    /'; then
 	exit 1
 fi
 
-say "8. Tear everything down"
+say "8. Back it up to a directory, change 10 MiB, and back it up again: only the change is read and stored"
+export ORLOP_DEST=$scratch/nas ORLOP_KEY_FILE=$scratch/orlop.key
+show orlop key create "$ORLOP_KEY_FILE"
+show orlop backup init "$ORLOP_DEST"
+show docker exec "$name" dd if=/dev/urandom of=/data/ballast bs=1M count=200 status=none
+show orlop backup run --all
+show docker exec "$name" dd if=/dev/urandom of=/data/more bs=1M count=10 status=none
+show orlop backup run --all --keep-daily 7 --keep-weekly 5
+show orlop backup list
+echo '    As a line in /etc/cron.d/orlop:'
+printf '    17 * * * * root orlop backup run --all --quiet --dest %s --key-file %s --keep-daily 7\n' "$ORLOP_DEST" "$ORLOP_KEY_FILE"
+
+say "9. Lose the volume"
 show docker rm --force "$name"
 show docker volume rm "$name"
+show orlop list
+
+say "10. Restore it on a second host: another daemon with another root, which has only the destination and the key"
+first=$ORLOP_SOCKET
+export ORLOP_SOCKET=$scratch/second.sock XDG_CACHE_HOME=$scratch/cache2
+printf '  $ orlop daemon --root %s/second --plugin-name %s-2 &\n' "$scratch" "$name"
+"$orlop" daemon --root "$scratch/second" --plugin-name "$name-2" --control-socket "$ORLOP_SOCKET" --pool-size 4G > "$scratch/orlop-2.log" 2>&1 &
+second_pid=$!
+await 60 "the second daemon" "$orlop" info
+show orlop backup restore --all "$ORLOP_DEST"
+show orlop mount "$name"
+show cat "$("$orlop" inspect "$name" | sed -nE 's/^ *"mountpoint": "(.+)",$/\1/p' | head -n 1)/note"
+[[ $(cat "$scratch/second/mounts/$name/note") == 'stored below the waterline' ]]
+
+say "11. Tear everything down"
+show orlop umount "$name"
+show orlop delete "$name"
+show orlop shutdown --detach
+await 30 "the second daemon's end" ended "$second_pid"
+second_pid=''
+export ORLOP_SOCKET=$first
 show orlop list
 [[ $("$orlop" list --json) == '[]' ]]
 show orlop shutdown --detach
