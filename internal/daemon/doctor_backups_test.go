@@ -63,7 +63,9 @@ func TestVolumeShowsItsLastBackup(t *testing.T) {
 		t.Errorf("without a backup: %+v, %v", view.LastBackup, err)
 	}
 	taken := time.Date(2026, 12, 1, 10, 0, 0, 0, time.UTC)
-	h.backedUp(t, v, func(s *metadata.BackupStatus) { s.URL, s.Created, s.Finished = "file:///d?backup=a.b", taken, taken.Add(time.Minute) })
+	h.backedUp(t, v, func(s *metadata.BackupStatus) {
+		s.URL, s.Created, s.Finished = "file:///d?backup=a.b", taken, taken.Add(time.Minute)
+	})
 	want := daemon.BackupRef{URL: "file:///d?backup=a.b", Created: "2026-12-01T10:00:00Z"}
 	if view, err := h.Inspect(t.Context(), "v"); err != nil || view.LastBackup == nil || *view.LastBackup != want {
 		t.Errorf("inspect: %+v, %v; want %+v", view.LastBackup, err, want)
