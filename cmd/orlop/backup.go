@@ -264,7 +264,7 @@ func (c *cli) backupListCommand() *urfave.Command {
 			"Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
 			&urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes named `NAME`"},
-			&urfave.BoolFlag{Name: "wide", Usage: "show whole IDs and names, and hosts, in more than 80 columns"},
+			wideFlag(),
 		},
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
