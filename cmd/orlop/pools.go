@@ -33,7 +33,7 @@ const poolHelp = "use [NAME=]loop or [NAME=]loop:DIR"
 
 // splitPools splits the value of the environment's variable, which has a comma between pools. A flag has one pool.
 func splitPools(given []string, variable string) []string {
-	if len(given) == 1 && given[0] == variable {
+	if variable != "" && len(given) == 1 && given[0] == variable {
 		return strings.FieldsFunc(variable, func(r rune) bool { return r == ',' || r == ' ' })
 	}
 	return given

@@ -45,10 +45,16 @@ func (w *world) init() *Repository {
 
 func (w *world) backup(r *Repository, volume, id string, content byte) *repo.Backup {
 	w.t.Helper()
+	return w.backupOf(r, id, volume, id, content)
+}
+
+// backupOf backs a volume up whose lineage is not its own.
+func (w *world) backupOf(r *Repository, lineage, volume, id string, content byte) *repo.Backup {
+	w.t.Helper()
 	data := bytes.Repeat([]byte{content}, repo.MinChunk)
 	spec := repo.BackupSpec{Source: bytes.NewReader(data)}
 	spec.Backup = repo.Backup{
-		Lineage: id, Size: int64(len(data)), ChunkSize: repo.MinChunk, Created: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Host: "h", Writer: "test",
+		Lineage: lineage, Size: int64(len(data)), ChunkSize: repo.MinChunk, Created: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Host: "h", Writer: "test",
 		Volume: repo.Named{ID: id, Name: volume}, Snapshot: repo.Named{ID: "s", Name: "s"}, Filesystem: "ext4", Consistency: "frozen",
 	}
 	b, err := r.Backup(w.t.Context(), spec)
@@ -161,4 +167,21 @@ func TestFindChoosesTheNewestOfAVolume(t *testing.T) {
 	w.wantRemedy(err, fault.ErrNotFound, ListBackups)
 	_, err = find("backup="+first.ID()+"&volume=web", nil)
 	w.wantRemedy(err, fault.ErrNotFound, ListBackups)
+}
+
+func TestARestoredVolumeContinuesTheHistoryOfItsName(t *testing.T) {
+	w := newWorld(t)
+	r := w.init()
+	db := URL{Destination: w.at, Volume: "db"}
+	w.backup(r, "db", "first", 1)
+	w.backup(r, "db", "first", 2)
+	w.backupOf(r, "first", "db", "second", 3)
+	third := w.backupOf(r, "first", "db", "third", 4)
+	found, err := r.Find(t.Context(), db, nil)
+	if err != nil || found.ID() != third.ID() {
+		t.Errorf("restored twice: %+v, %v; want %s", found, err, third.ID())
+	}
+	w.backup(r, "db", "first", 5) // the first one lives on, so that two volumes have the name
+	_, err = r.Find(t.Context(), db, nil)
+	w.wantRemedy(err, fault.ErrInvalid, ChooseBackup)
 }

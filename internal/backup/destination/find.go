@@ -1,6 +1,7 @@
 package destination
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -69,10 +70,12 @@ func (r *Repository) remedied(remedy Remedy, u URL, err error) error {
 func (r *Repository) newestOf(backups []*repo.Backup, u URL, pass func(*repo.Backup) bool) (*repo.Backup, error) {
 	var newest, passed *repo.Backup
 	var ids []string
+	var named []*repo.Backup
 	for _, b := range backups {
 		if b.Volume.Name != u.Volume {
 			continue
 		}
+		named = append(named, b)
 		if !slices.Contains(ids, b.Volume.ID) {
 			ids = append(ids, b.Volume.ID)
 		}
@@ -87,7 +90,7 @@ func (r *Repository) newestOf(backups []*repo.Backup, u URL, pass func(*repo.Bac
 	switch {
 	case len(ids) == 0:
 		return nil, r.remedied(ListBackups, u, fault.Errorf(fault.ErrNotFound, "no backup of a volume %q", u.Volume))
-	case len(ids) > 1:
+	case len(ids) > 1 && !isOneHistory(named):
 		slices.Sort(ids)
 		return nil, r.remedied(ChooseBackup, u, fault.Errorf(fault.ErrInvalid, "there are backups of several volumes named %q, of IDs %q", u.Volume, ids))
 	case newest == nil:
@@ -98,6 +101,23 @@ func (r *Repository) newestOf(backups []*repo.Backup, u URL, pass func(*repo.Bac
 			u.Volume, passed.ID(), dated(passed), newest.ID(), dated(newest))))
 	}
 	return newest, nil
+}
+
+// isOneHistory reports whether backups of volumes of several IDs tell of one volume that was restored from a backup, under its
+// name, and then backed up again: they are of one lineage, and of each volume but the last none is younger than any of the next.
+// If two of the volumes live on, their backups alternate.
+func isOneHistory(backups []*repo.Backup) bool {
+	ordered := slices.SortedFunc(slices.Values(backups), func(a, b *repo.Backup) int { return cmp.Compare(a.Sequence, b.Sequence) })
+	var ended []string
+	for i, b := range ordered {
+		switch {
+		case b.Lineage != ordered[0].Lineage || slices.Contains(ended, b.Volume.ID):
+			return false
+		case i > 0 && ordered[i-1].Volume.ID != b.Volume.ID:
+			ended = append(ended, ordered[i-1].Volume.ID)
+		}
+	}
+	return true
 }
 
 // dated is when a backup was made, for people.
