@@ -107,14 +107,23 @@ func (r *backupRun) run() error {
 	}
 	r.c.reportOnly = r.c.json
 	r.backUpAll()
-	var volumes []notify.Volume
+	finish(r.outcome())
+	return r.end()
+}
+
+// outcome is what became of the volumes, and the failure of the run if that is none of a volume's.
+func (r *backupRun) outcome() (volumes []notify.Volume, failed error) {
+	failed = r.first
 	for _, v := range r.report.Volumes {
-		if v.Result == resultFailed {
+		switch v.Result {
+		case resultDone:
+			volumes = append(volumes, notify.Volume{Name: v.Name})
+		case resultFailed:
 			volumes = append(volumes, notify.Volume{Name: v.Name, Err: errors.New(v.Error)})
+			failed = nil // reported with the volume
 		}
 	}
-	finish(volumes, r.first)
-	return r.end()
+	return volumes, failed
 }
 
 // selection is what the run backs up, for reports.

@@ -88,15 +88,38 @@ func (r Report) body(most int) string {
 	if len(failed) > 0 {
 		b.WriteString("\n")
 	}
-	for i, v := range failed {
-		line := fmt.Sprintf("%s: %s\n", v.Name, shorten(v.Err.Error()))
-		if i > 0 && b.Len()+len(line) > most {
-			fmt.Fprintf(&b, "and %d more\n", len(failed)-i)
+	told := 0
+	for _, g := range grouped(failed) {
+		line := fmt.Sprintf("%s: %s\n", shorten(strings.Join(g.names, ", ")), shorten(g.text))
+		if told > 0 && b.Len()+len(line) > most {
+			fmt.Fprintf(&b, "and %d more\n", len(failed)-told)
 			break
 		}
 		b.WriteString(line)
+		told += len(g.names)
 	}
 	return b.String()
+}
+
+// A group is volumes that failed for the same reason, as all do where the destination is gone.
+type group struct {
+	text  string
+	names []string
+}
+
+func grouped(failed []Volume) (groups []group) {
+	index := map[string]int{}
+	for _, v := range failed {
+		text := v.Err.Error()
+		i, known := index[text]
+		if !known {
+			i = len(groups)
+			index[text] = i
+			groups = append(groups, group{text: text})
+		}
+		groups[i].names = append(groups[i].names, v.Name)
+	}
+	return groups
 }
 
 // shorten makes one line of an error and cuts what exceeds maxError.

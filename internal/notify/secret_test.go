@@ -133,10 +133,10 @@ func TestURLsComeFromTheTextOrFromAFile(t *testing.T) {
 func TestReportOfManyFailuresFitsIntoAMessage(t *testing.T) {
 	report := Report{Host: "alpha", Destination: "s3://bucket/p?endpoint=http%3A%2F%2Fuser%3Ap4ss%40minio%3A9000"}
 	for i := range 200 {
-		report.Volumes = append(report.Volumes, Volume{fmt.Sprintf("volume-%03d", i), errors.New(strings.Repeat("long\n", 1000))})
+		report.Volumes = append(report.Volumes, Volume{fmt.Sprintf("volume-%03d", i), fmt.Errorf("%d %s", i, strings.Repeat("long\n", 1000))})
 	}
 	text := report.body(maxMessage)
-	if len(text) > maxMessage+maxError || !strings.Contains(text, "volume-000: long") || !strings.Contains(text, "Volumes that failed: 200 of 200") || !strings.Contains(text, " more\n") {
+	if len(text) > maxMessage+maxError || !strings.Contains(text, "volume-000: 0 long") || !strings.Contains(text, "Volumes that failed: 200 of 200") || !strings.Contains(text, " more\n") {
 		t.Errorf("%d bytes: %s", len(text), text)
 	}
 	if strings.Contains(text, "p4ss") || !strings.Contains(text, "minio") {
@@ -144,6 +144,12 @@ func TestReportOfManyFailuresFitsIntoAMessage(t *testing.T) {
 	}
 	if title := report.failedTitle(); title != "orlop: backup failed on alpha: volume-000, volume-001, volume-002, and 197 more" {
 		t.Errorf("title: %s", title)
+	}
+	for i := range report.Volumes {
+		report.Volumes[i].Err = errors.New("destination is gone")
+	}
+	if text := report.body(maxMessage); strings.Count(text, "destination is gone") != 1 || !strings.Contains(text, "\nvolume-000, volume-001, ") || strings.Contains(text, " more\n") {
+		t.Errorf("%s", text)
 	}
 	report.Err = errors.New("cannot reach daemon")
 	report.Volumes = nil
