@@ -171,14 +171,13 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, u destination.URL
 // contents returns what fills a device with a backup's content, beginning with a copy of the nearest snapshot.
 func (m *Manager) contents(v metadata.Volume, r *destination.Repository, b *repo.Backup, near base, progress func(done, total int64), stats *repo.Restored) (c volume.Contents, err error) {
 	c.Write = func(ctx context.Context, device *os.File, resumed bool) (err error) {
-		o := repo.Restore{Backup: b, Target: repo.FileTarget{File: device}, Progress: progress}
+		blank := !resumed && near.backup == nil
+		o := repo.Restore{Backup: b, Target: sparse{repo.FileTarget{File: device}, blank}, Progress: progress}
 		switch {
 		case resumed:
 			o.Found = device
 		case near.backup != nil:
 			o.Base = near.backup
-		default:
-			o.Target = sparse{o.Target}
 		}
 		*stats, err = r.Restore(ctx, o)
 		return err
