@@ -276,7 +276,7 @@ func damaged(path string, cause error) error {
 	if errors.Is(cause, fs.ErrNotExist) {
 		what = "gone, though its copy is there"
 	}
-	return fault.Errorf(fault.ErrCorrupt, "open %s: %s: 'orlop daemon --rebuild-metadata' makes it anew from the copy %s and from what the devices carry, and keeps the old file", path, what, CopyName)
+	return fault.Errorf(fault.ErrCorrupt, "open %s: %s: 'orlop daemon --rebuild-metadata' rebuilds it from the copy %s and from what the devices carry, and keeps the old file", path, what, CopyName)
 }
 
 // Close lets go of the file.

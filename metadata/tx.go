@@ -60,7 +60,7 @@ func (t *Tx) PutVolume(v Volume) error {
 	}
 	names := t.tx.Bucket(bucketNames)
 	if owner := names.Get([]byte(v.Name)); owner != nil && string(owner) != v.ID {
-		return fault.Errorf(fault.ErrExists, "volume %q: exists already", v.Name)
+		return fault.Errorf(fault.ErrExists, "volume %q: already exists", v.Name)
 	}
 	if existed && old.Name != v.Name {
 		return fmt.Errorf("volume %q: cannot be renamed to %q", old.Name, v.Name)
@@ -168,7 +168,7 @@ func (t *Tx) PutSnapshot(s Snapshot) error {
 	}
 	names, key := t.tx.Bucket(bucketSnapshotNames), []byte(s.Volume.ID+"/"+s.Name)
 	if owner := names.Get(key); owner != nil && string(owner) != s.ID {
-		return fault.Errorf(fault.ErrExists, "snapshot %s@%s: exists already", s.Volume.Name, s.Name)
+		return fault.Errorf(fault.ErrExists, "snapshot %s@%s: already exists", s.Volume.Name, s.Name)
 	}
 	if existed && (old.Name != s.Name || old.Volume.ID != s.Volume.ID) {
 		return fmt.Errorf("snapshot %s: cannot be renamed", s.ID)

@@ -105,7 +105,7 @@ func TestAFreezeThatLastsTooLongEndsAtOnceAndTheCopyIsDiscarded(t *testing.T) {
 		name, filesystem, says string
 		giveUp                 bool
 	}{
-		{"the limit is over", "ext4", "writers were held for " + volume.FreezeLimit.String(), false},
+		{"the limit is over", "ext4", "freeze exceeded its limit of " + volume.FreezeLimit.String(), false},
 		{"the caller gives up", "xfs", context.Canceled.Error(), true},
 	} {
 		t.Run(end.name, func(t *testing.T) {

@@ -160,7 +160,7 @@ func (m *Memory) refuse(ctx context.Context, id blockdev.ID) error {
 	_, err := m.device(id)
 	switch {
 	case err == nil:
-		return fault.Errorf(fault.ErrExists, "device %s: exists already", id)
+		return fault.Errorf(fault.ErrExists, "device %s: already exists", id)
 	case !fault.Is(err, fault.ErrNotFound):
 		return err
 	case ctx.Err() != nil:

@@ -150,7 +150,7 @@ func (p *Pool) refuseExisting(id blockdev.ID) error {
 	_, err := p.stat(id)
 	switch {
 	case err == nil:
-		return fault.Errorf(fault.ErrExists, "device %s: exists already", id)
+		return fault.Errorf(fault.ErrExists, "device %s: already exists", id)
 	case fault.Is(err, fault.ErrNotFound):
 		return nil
 	}

@@ -154,7 +154,7 @@ func refuseImages(dir string) error {
 	}
 	for _, entry := range entries {
 		if strings.HasSuffix(entry.Name(), imageExt) {
-			return fault.Errorf(fault.ErrCorrupt, "pool %s holds volumes that this root's metadata does not know: it was lost ('orlop daemon --rebuild-metadata' makes it anew), or the pool is another root's", dir)
+			return fault.Errorf(fault.ErrCorrupt, "pool %s holds volumes that this root's metadata does not know: it was lost ('orlop daemon --rebuild-metadata' rebuilds it), or the pool is another root's", dir)
 		}
 	}
 	return nil

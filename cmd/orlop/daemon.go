@@ -53,21 +53,21 @@ func (c *cli) daemonCommand() *urfave.Command {
 		return &urfave.StringFlag{Name: name, Value: value, Usage: usage, EnvVars: env(name)}
 	}
 	return &urfave.Command{
-		Name: "daemon", Usage: "own this host's volumes and serve Docker, in the foreground",
+		Name: "daemon", Usage: "run the daemon in the foreground",
 		Description: "Every flag has an environment variable, ORLOP_ and its name.\nExample: orlop daemon --pool loop:/srv/xfs",
 		Flags: []urfave.Flag{
 			text("root", "/var/lib/orlop", "directory of metadata, mount points and the built-in pool"),
 			&urfave.StringSliceFlag{Name: "pool", Usage: "[NAME=]loop, or [NAME=]loop:DIR for images in a directory on XFS or btrfs; the first is the default (default: loop)", EnvVars: env("pool")},
 			text("pool-size", "", "nominal size of the built-in pool; a larger one than it has grows it (default: free space less 10%)"),
 			&urfave.BoolFlag{Name: "pool-preallocate", Usage: "allocate all of the built-in pool's file", EnvVars: env("pool-preallocate")},
-			text("default-size", "10G", "size of volumes made without one"),
-			text("default-fs", "ext4", "filesystem of volumes made without one"),
+			text("default-size", "10G", "size of volumes created without one"),
+			text("default-fs", "ext4", "filesystem of volumes created without one"),
 			text("plugin-name", "orlop", "name of the volume driver"),
 			text("plugin-socket", "", "socket for Docker (default: "+pluginDir+"/<plugin name>.sock)"),
-			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if there is one, which then equals root"),
-			&urfave.BoolFlag{Name: "rebuild-metadata", Usage: "if the metadata is damaged or gone, make it anew from its copy and the devices; the old file is kept", EnvVars: env("rebuild-metadata")},
-			text("metrics", "", "address for Prometheus, as in 127.0.0.1:9464; whoever reaches it sees the names of volumes (default: none)"),
-			&urfave.BoolFlag{Name: "allow-hooks", Usage: "run the commands that volumes have for their snapshots: whoever may set them then is root", EnvVars: env("allow-hooks")},
+			text("control-socket", defaultSocket, "socket for the orlop command; its group is orlop if that exists; membership is then equivalent to root"),
+			&urfave.BoolFlag{Name: "rebuild-metadata", Usage: "if the metadata is damaged or missing, rebuild it from its copy and the devices; the old file is kept", EnvVars: env("rebuild-metadata")},
+			text("metrics", "", "address for Prometheus, as in 127.0.0.1:9464; it has no password and shows the names of volumes (default: none)"),
+			&urfave.BoolFlag{Name: "allow-hooks", Usage: "run the snapshot commands of volumes, as root", EnvVars: env("allow-hooks")},
 			text("log-format", "text", "text or json"),
 		},
 		Action: func(ctx *urfave.Context) error {

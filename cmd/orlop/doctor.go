@@ -89,7 +89,7 @@ func (c *cli) deviceCommand() *urfave.Command {
 		Action: c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			{
-				Name: "adopt", Usage: "make an unknown device a volume", ArgsUsage: "ID NAME",
+				Name: "adopt", Usage: "turn an unknown device into a volume", ArgsUsage: "ID NAME",
 				Description: "Example: orlop device adopt 0192e1c4-8c6f-7d1c-9f60-0a8b5f1c2d3e db",
 				Action: func(ctx *urfave.Context) error {
 					args, err := arguments(ctx, 2, 2)

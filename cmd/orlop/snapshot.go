@@ -14,7 +14,7 @@ import (
 
 func (c *cli) snapshotCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "snapshot", Usage: "instant copies of volumes: take, compare, go back to",
+		Name: "snapshot", Usage: "manage instant copies of volumes: take, list, compare, roll back to",
 		Description: "Example: orlop snapshot create db --name before-upgrade",
 		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
@@ -26,11 +26,11 @@ func (c *cli) snapshotCommand() *urfave.Command {
 
 func (c *cli) snapshotCreateCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "create", Usage: "take a snapshot of each volume, of one point in time, and print the names", ArgsUsage: "VOLUME...",
-		Description: "Containers go on working; their writes wait for a moment. Without --name it is the time, in UTC.\n" +
+		Name: "create", Usage: "take a snapshot of each volume at the same point in time and print the names", ArgsUsage: "VOLUME...",
+		Description: "Containers keep running; their writes wait for a moment. Without --name, the name is the time in UTC.\n" +
 			"Example: orlop snapshot create db --name before-upgrade",
 		Flags: []urfave.Flag{
-			&urfave.StringFlag{Name: "name", Aliases: []string{"n"}, Usage: "name of the snapshot, of each of them"},
+			&urfave.StringFlag{Name: "name", Aliases: []string{"n"}, Usage: "name of the snapshots"},
 			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value"},
 		},
 		Action: func(ctx *urfave.Context) error {
@@ -64,7 +64,7 @@ func (c *cli) snapshotCreateCommand() *urfave.Command {
 
 func (c *cli) snapshotListCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots, the oldest first", ArgsUsage: "[VOLUME]",
+		Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots, oldest first", ArgsUsage: "[VOLUME]",
 		Description: "Example: orlop snapshot list db",
 		Flags:       []urfave.Flag{quietFlag(), wideFlag()},
 		Action: func(ctx *urfave.Context) error {
@@ -132,7 +132,7 @@ func (c *cli) printSnapshots(ctx *urfave.Context, views []daemon.SnapshotView) e
 
 func (c *cli) snapshotInspectCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "inspect", Usage: "show all about snapshots, as JSON", ArgsUsage: "SNAP...",
+		Name: "inspect", Usage: "show details of snapshots as JSON", ArgsUsage: "SNAP...",
 		Description: "SNAP is volume@snapshot, or the snapshot's name or ID alone. Example: orlop snapshot inspect db@before-upgrade",
 		Action: func(ctx *urfave.Context) error {
 			names, err := arguments(ctx, 1, -1)
@@ -168,7 +168,7 @@ func (c *cli) snapshotRestoreCommand() *urfave.Command {
 		Name: "restore", Usage: "roll a volume back to a snapshot of it", ArgsUsage: "SNAP",
 		Description: "The volume must not be in use. Its present state becomes the snapshot before-restore-TIME.\n" +
 			"Example: orlop snapshot restore db@before-upgrade",
-		Flags: []urfave.Flag{&urfave.BoolFlag{Name: "discard-current", Usage: "do not keep the present state: it is lost"}},
+		Flags: []urfave.Flag{&urfave.BoolFlag{Name: "discard-current", Usage: "discard the present state instead of keeping it as a snapshot"}},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {

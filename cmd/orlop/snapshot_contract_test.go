@@ -453,7 +453,7 @@ func deleteWithSnapshots(t *testing.T, h *host) {
 		}
 	}
 	got := h.orlop("delete", "a")
-	if got.code != 4 || !strings.Contains(got.stderr, "7 snapshots: s0, s1, s2, s3, s4 …") || !strings.Contains(got.stderr, "orlop delete --snapshots a") {
+	if got.code != 4 || !strings.Contains(got.stderr, "7 snapshots (s0, s1, s2, s3, s4 …)") || !strings.Contains(got.stderr, "orlop delete --snapshots a") {
 		t.Errorf("%s", got)
 	}
 	if body := h.orlop("--json", "delete", "a").failure(t); body.Error.Kind != fault.ErrProtected {

@@ -36,7 +36,7 @@ func TestDoctorFindsVolumesThatSomebodyElseHasFrozenAndThawsNone(t *testing.T) {
 				t.Errorf("%+v", found)
 			}
 		}
-		h.finds(t, "volume "+name, "somebody else has frozen its filesystem", "fsfreeze --unfreeze "+dir)
+		h.finds(t, "volume "+name, "its filesystem was frozen by another program", "fsfreeze --unfreeze "+dir)
 		h.thaw(t, name) // fails if doctor has thawed it
 		h.wantWritable(t, name)
 	}
@@ -216,7 +216,7 @@ func TestDoctorFindsWhatARollbackReplacedWhileSomethingUsesIt(t *testing.T) {
 	check(t, errors.Join(err, store.Close()))
 	h.start(t)
 	found := h.findings(t)
-	if !strings.Contains(fmt.Sprint(found), "what a rollback replaced is not removed; it is tried again each minute: something uses /dev/loop") {
+	if !strings.Contains(fmt.Sprint(found), "what a rollback replaced is not removed; it is retried every minute: something uses /dev/loop") {
 		t.Errorf("%+v", found)
 	}
 	check(t, unix.Unmount(dir, 0))

@@ -236,7 +236,7 @@ func TestSnapshotNamesThatFitNoneOrSeveralListTheCandidates(t *testing.T) {
 		{[]string{"snapshot", "delete", "nope@same"}, 3, []string{`volume "nope"`}},
 		{[]string{"create", "x", "--from", "a@nope"}, 3, []string{"a@same"}},
 		{[]string{"snapshot", "diff", "a@only", "b@same"}, 2, []string{"not of one volume"}},
-		{[]string{"snapshot", "create", "a", "--name", "only"}, 4, []string{"a@only", "exists already"}},
+		{[]string{"snapshot", "create", "a", "--name", "only"}, 4, []string{"a@only", "already exists"}},
 		{[]string{"snapshot", "create", "a", "--name", "../x"}, 2, []string{"../x"}},
 		{[]string{"delete", "a"}, 4, []string{"2 snapshots: same, only", "orlop delete --snapshots a"}},
 	} {
@@ -274,7 +274,7 @@ func TestDockerMakesClonesAndRemovesNoVolumeWithSnapshots(t *testing.T) {
 	}
 	h.must(t, "umount", "data")
 	got, err := h.ask(t.Context(), "Remove", dockerRequest{Name: "data"})
-	if err != nil || !strings.Contains(got.Err, "has the snapshot s") {
+	if err != nil || !strings.Contains(got.Err, "has 1 snapshot (s)") {
 		t.Errorf("%+v, %v", got, err)
 	}
 	got, err = h.ask(t.Context(), "Create", dockerRequest{Name: "x", Opts: map[string]string{"from": "data@nope"}})

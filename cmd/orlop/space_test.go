@@ -367,7 +367,7 @@ func TestEachNearlyFullLayerIsNamedAndRefusesCreateAndGrowth(t *testing.T) {
 			d.warned("data", layer+" is 8")
 			d.must("create", "more", "--size", "64M") // warned is not refused
 			fillTo(t, full, 0.98)                     // the ballast gives back one hundredth
-			d.warned("data", "nothing is made and nothing grows")
+			d.warned("data", "create, clone and resize are refused")
 			for _, args := range [][]string{{"create", "refused"}, {"resize", "data", "--size", "128M"}} {
 				out := d.orlop(args...)
 				if out.code != 5 || !strings.Contains(out.stderr, layer+" is 9") || !strings.Contains(out.stderr, "then try again") {

@@ -14,7 +14,7 @@ import (
 
 func (c *cli) infoCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "info", Usage: "show the daemon, its pools and their space, as JSON",
+		Name: "info", Usage: "show the daemon, its pools and their space as JSON",
 		Description: "Example: orlop info",
 		Action: func(ctx *urfave.Context) error {
 			if _, err := arguments(ctx, 0, 0); err != nil {
@@ -33,7 +33,7 @@ func (c *cli) shutdownCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "shutdown", Usage: "stop the daemon; mounted volumes stay mounted",
 		Description: "Example: orlop shutdown --detach",
-		Flags:       []urfave.Flag{&urfave.BoolFlag{Name: "detach", Usage: "also unmount the pools and free their loop devices; refuses while volumes are held"}},
+		Flags:       []urfave.Flag{&urfave.BoolFlag{Name: "detach", Usage: "also unmount the pools and free their loop devices; refuses while volumes are in use"}},
 		Action: func(ctx *urfave.Context) error {
 			if _, err := arguments(ctx, 0, 0); err != nil {
 				return err
@@ -45,7 +45,7 @@ func (c *cli) shutdownCommand() *urfave.Command {
 
 func (c *cli) versionCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "version", Usage: "show the version of this command and of the daemon",
+		Name: "version", Usage: "show the versions of this command and of the daemon",
 		Description: "Example: orlop version",
 		Action: func(ctx *urfave.Context) error {
 			if _, err := arguments(ctx, 0, 0); err != nil {
@@ -65,11 +65,12 @@ func (c *cli) versionCommand() *urfave.Command {
 			if c.json {
 				return c.printJSON(both)
 			}
-			text := fmt.Sprintf("orlop   %s (API %s)\ndaemon  not reachable at %s", both.Client.Version, both.Client.API, ctx.String("socket"))
-			switch {
-			case errors.Is(err, os.ErrPermission):
-				text += " by this user"
-			case both.Daemon != nil:
+			unreachable := "not reachable at " + ctx.String("socket")
+			if errors.Is(err, os.ErrPermission) {
+				unreachable = "not reachable by this user at " + ctx.String("socket")
+			}
+			text := fmt.Sprintf("orlop   %s (API %s)\ndaemon  %s", both.Client.Version, both.Client.API, unreachable)
+			if both.Daemon != nil {
 				text = fmt.Sprintf("orlop   %s (API %s)\ndaemon  %s (API %s)", both.Client.Version, both.Client.API, both.Daemon.Version, both.Daemon.API)
 			}
 			return c.print(text, nil)

@@ -17,7 +17,7 @@ import (
 
 func (c *cli) createCommand() *urfave.Command {
 	command := &urfave.Command{
-		Name: "create", Usage: "make a volume and print its name", ArgsUsage: "[NAME]",
+		Name: "create", Usage: "create a volume and print its name", ArgsUsage: "[NAME]",
 		Description: "Without NAME it makes up a name, volume- and 16 hexadecimal digits; without --size the daemon has a default.\n" +
 			"Example: orlop create db --size 20G --label app=shop",
 		Action: c.create,
@@ -98,7 +98,7 @@ func (c *cli) setCommand() *urfave.Command {
 		Flags: []urfave.Flag{
 			&urfave.StringSliceFlag{Name: "label", Usage: "label as key=value; key= removes it"},
 			&urfave.BoolFlag{Name: "protect", Usage: "refuse to delete the volume"},
-			&urfave.BoolFlag{Name: "unprotect", Usage: "allow to delete the volume again"},
+			&urfave.BoolFlag{Name: "unprotect", Usage: "allow the volume to be deleted again"},
 			&urfave.StringFlag{Name: "keep", Usage: "retention policy of its backups, as in daily:7,weekly:4; empty to remove it"},
 			&urfave.BoolFlag{Name: "no-backup", Usage: "leave the volume out of 'backup run --all'"},
 			&urfave.BoolFlag{Name: "backup", Usage: "back the volume up again with 'backup run --all'"},
@@ -142,7 +142,7 @@ func (c *cli) setCommand() *urfave.Command {
 
 func (c *cli) inspectCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "inspect", Usage: "show all about volumes, as JSON", ArgsUsage: "NAME...",
+		Name: "inspect", Usage: "show details of volumes as JSON", ArgsUsage: "NAME...",
 		Description: "Example: orlop inspect db",
 		Action: func(ctx *urfave.Context) error {
 			names, err := arguments(ctx, 1, -1)
@@ -211,9 +211,9 @@ func (c *cli) printDeleted(name string, err error) error {
 
 func (c *cli) mountCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "mount", Usage: "mount a volume until umount or a reboot and print the path", ArgsUsage: "NAME",
+		Name: "mount", Usage: "mount a volume and print the path; stays until 'orlop umount' or a reboot", ArgsUsage: "NAME",
 		Description: "Example: orlop mount db --mountpoint /mnt",
-		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "mountpoint", Usage: "an empty directory to show the volume at, instead of its own"}},
+		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "mountpoint", Usage: "empty directory to mount the volume at, instead of its own"}},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
@@ -270,9 +270,9 @@ func (c *cli) umountCommand() *urfave.Command {
 
 func (c *cli) resizeCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "resize", Usage: "grow a volume, also while it is in use", ArgsUsage: "NAME --size SIZE",
+		Name: "resize", Usage: "grow a volume, even while in use", ArgsUsage: "NAME --size SIZE",
 		Description: "Example: orlop resize db --size 50G",
-		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "size", Usage: "the new size, as in 50G"}},
+		Flags:       []urfave.Flag{&urfave.StringFlag{Name: "size", Usage: "new size, as in 50G"}},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
@@ -297,7 +297,7 @@ func (c *cli) resizeCommand() *urfave.Command {
 
 func (c *cli) trimCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "trim", Usage: "give back space that files no longer use", ArgsUsage: "[NAME...]",
+		Name: "trim", Usage: "return unused space to the pool", ArgsUsage: "[NAME...]",
 		Description: "Without a name it trims every volume. Example: orlop trim db",
 		Action:      c.trim,
 	}

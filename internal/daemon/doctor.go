@@ -15,7 +15,7 @@ import (
 	"orlop/metadata"
 )
 
-// A Finding is something that is wrong and the command that mends it.
+// A Finding is a problem and the command that fixes it.
 type Finding struct {
 	Severity string `json:"severity"` // "error": data cannot be used; "warning": it will be, or something leaks
 	Subject  string `json:"subject"`
@@ -31,8 +31,8 @@ const (
 // warnAbove is the share of a layer in use from which doctor warns.
 const warnAbove = 0.80
 
-// Doctor looks for what is wrong. It changes nothing. With a maxBackupAge above 0, that includes volumes that were not backed
-// up within that time.
+// Doctor looks for problems. It changes nothing. With a maxBackupAge above 0, volumes that were not backed up within that
+// time are problems too.
 func (d *Daemon) Doctor(ctx context.Context, maxBackupAge time.Duration) ([]Finding, error) {
 	findings := []Finding{}
 	for _, look := range []func(context.Context) ([]Finding, error){
@@ -104,7 +104,7 @@ func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ erro
 		case v.Problem != "":
 			found = append(found, Finding{severe, subject, v.Problem, v.remedy})
 		case v.State == string(metadata.Removing):
-			found = append(found, Finding{mild, subject, "its deletion is not finished; it is tried again each minute", "orlop delete " + v.Name})
+			found = append(found, Finding{mild, subject, "its deletion is not finished; it is retried every minute", "orlop delete " + v.Name})
 		}
 	}
 	return found, nil

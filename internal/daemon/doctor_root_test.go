@@ -32,6 +32,6 @@ func TestDoctorNamesWhereAFreezeThatWasNotEndedCanBeThawed(t *testing.T) {
 		h.update(t, func(tx *metadata.Tx) error {
 			return tx.PutIntent(metadata.Intent{Volume: v.ID, Boot: "boot", Device: stat.Dev})
 		})
-		h.finds(t, "volume db", "was not ended: its writers wait", "fsfreeze --unfreeze "+dir+"; systemctl restart orlop")
+		h.finds(t, "volume db", "was not ended: writes are blocked", "fsfreeze --unfreeze "+dir+"; systemctl restart orlop")
 	}
 }

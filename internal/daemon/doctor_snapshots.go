@@ -36,7 +36,7 @@ func (d *Daemon) findSnapshotTrouble(ctx context.Context) (found []Finding, _ er
 		remove := "orlop snapshot delete " + title
 		switch view := d.snapshotView(ctx, s); s.State {
 		case metadata.Removing:
-			found = append(found, Finding{mild, "snapshot " + title, "its deletion is not finished; it is tried again each minute", remove})
+			found = append(found, Finding{mild, "snapshot " + title, "its deletion is not finished; it is retried every minute", remove})
 		case metadata.Keeping:
 			if _, err := pool.Stat(ctx, blockdev.ID(s.Device)); err != nil {
 				found = append(found, Finding{severe, "snapshot " + title, "what a rollback replaced cannot be kept: " + err.Error(), remove})
@@ -61,7 +61,7 @@ func (d *Daemon) findAbandonedDevices(ctx context.Context) (found []Finding, _ e
 		if !ok || pool.Missing != nil {
 			continue // its pool's trouble
 		}
-		problem, command := abandoned[device.Kind]+" is not removed; it is tried again each minute", "journalctl -u orlop -g "+device.ID
+		problem, command := abandoned[device.Kind]+" is not removed; it is retried every minute", "journalctl -u orlop -g "+device.ID
 		if info, err := pool.Pool.Pool.Stat(ctx, blockdev.ID(device.ID)); err == nil && info.Path != "" {
 			problem += ": something uses " + info.Path
 			command = whoHolds(info.Path)
@@ -160,7 +160,7 @@ func (d *Daemon) findFrozen(ctx context.Context) (found []Finding, _ error) {
 		// Frozen before that look and after it, and not announced in between: no freeze of ours was.
 		if !announced[v.ID] && d.isFrozen(ctx, v) {
 			found = append(found, Finding{
-				severe, "volume " + v.Name, "somebody else has frozen its filesystem: its writers wait, and no snapshot of it can be taken",
+				severe, "volume " + v.Name, "its filesystem was frozen by another program: writes are blocked, and snapshots are refused",
 				run.Line("fsfreeze", "--unfreeze", v.Mountpoint),
 			})
 		}
@@ -179,14 +179,14 @@ func (d *Daemon) judge(f volume.Freeze) (_ Finding, wrong bool) {
 	})
 	switch {
 	case f.Stalled:
-		return Finding{severe, subject, "its writers wait, for a minute at most, because the host filesystem is full", run.Line("df", d.root) + ", then delete there what is not needed"}, true
+		return Finding{severe, subject, "writes are blocked, for a minute at most, because the host filesystem is full", run.Line("df", d.root) + ", then delete there what is not needed"}, true
 	case f.UnderWay:
 		return Finding{}, false
 	case f.Mountpoint == "":
-		return Finding{severe, subject, "a freeze of it was announced and not ended: no snapshot of it can be taken", "systemctl restart orlop"}, true
+		return Finding{severe, subject, "a freeze of it was announced and not ended: snapshots are refused", "systemctl restart orlop"}, true
 	}
 	return Finding{
-		severe, subject, "a freeze of it was not ended: its writers wait, and no snapshot of it can be taken",
+		severe, subject, "a freeze of it was not ended: writes are blocked, and snapshots are refused",
 		run.Line("fsfreeze", "--unfreeze", f.Mountpoint) + "; systemctl restart orlop",
 	}, true
 }

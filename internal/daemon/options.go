@@ -57,11 +57,11 @@ var OptionKinds = []OptionKind{
 		s.Filesystem = v
 		return err
 	}},
-	{Key: "pool", Help: "pool to make the volume in", set: func(s *CreateSpec, v string) error {
+	{Key: "pool", Help: "pool to create the volume in", set: func(s *CreateSpec, v string) error {
 		s.Pool = v
 		return nil
 	}},
-	{Key: "from", Help: "volume, or volume@snapshot, that the new volume begins as a copy of", set: func(s *CreateSpec, v string) error {
+	{Key: "from", Help: "copy this volume or volume@snapshot", set: func(s *CreateSpec, v string) error {
 		s.from = v
 		return nil
 	}},
@@ -120,7 +120,7 @@ var OptionKinds = []OptionKind{
 		s.PreSnapshot, err = parseCommand("pre-snapshot", v)
 		return err
 	}},
-	{Key: "post-snapshot", Help: "command to run on the host after each snapshot, whatever became of it", FlagOnly: true, set: func(s *CreateSpec, v string) (err error) {
+	{Key: "post-snapshot", Help: "command to run on the host after each snapshot, even if that failed", FlagOnly: true, set: func(s *CreateSpec, v string) (err error) {
 		s.PostSnapshot, err = parseCommand("post-snapshot", v)
 		return err
 	}},

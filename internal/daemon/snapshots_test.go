@@ -25,7 +25,7 @@ func TestDeletionTakesManagedSnapshotsAlongAndStopsForTheUsers(t *testing.T) {
 		h.take(t, v, snapshot.Spec{Name: "base-1", Managed: true})
 		h.take(t, v, snapshot.Spec{Name: "mine"})
 		before := h.everything(t)
-		if err := remove(h, "db"); !fault.Is(err, fault.ErrProtected) || !strings.Contains(err.Error(), "the snapshot mine") || strings.Contains(err.Error(), "base-1") {
+		if err := remove(h, "db"); !fault.Is(err, fault.ErrProtected) || !strings.Contains(err.Error(), "has 1 snapshot (mine)") || strings.Contains(err.Error(), "base-1") {
 			t.Errorf("%s: with a snapshot of the user's: %v", door, err)
 		}
 		if after := h.everything(t); after != before {

@@ -148,9 +148,9 @@ func settledDown(s metadata.State) bool {
 // errExists refuses a new volume of the name of another one.
 func errExists(other metadata.Volume) error {
 	if other.State == metadata.Ready {
-		return fault.Errorf(fault.ErrExists, "volume %q: exists already", other.Name)
+		return fault.Errorf(fault.ErrExists, "volume %q: already exists", other.Name)
 	}
-	return fault.Errorf(fault.ErrExists, "volume %q: exists already: %w", other.Name, NotReady(other))
+	return fault.Errorf(fault.ErrExists, "volume %q: already exists: %w", other.Name, NotReady(other))
 }
 
 // fill makes the device and the filesystem of a volume that is being created.
@@ -444,22 +444,23 @@ func goesAlong(tx *metadata.Tx, v metadata.Volume, withSnapshots bool, pinned fu
 		}
 	}
 	if len(kept) > 0 && !withSnapshots {
-		return nil, fault.Errorf(fault.ErrProtected, "volume %q: has %s: delete them first, or all with 'orlop delete --snapshots %s'", v.Name, enumerate(kept), v.Name)
+		return nil, fault.Errorf(fault.ErrProtected, "volume %q: has %s: delete %s first, or use 'orlop delete --snapshots %s'", v.Name, enumerate(kept), map[bool]string{true: "it", false: "them"}[len(kept) == 1], v.Name)
 	}
 	return going, nil
 }
 
-// enumerate names some of the snapshots.
+// enumerate counts snapshots and names some of them.
 func enumerate(names []string) string {
 	const most = 5
-	what := fmt.Sprintf("%d snapshots: ", len(names))
-	if len(names) == 1 {
-		what = "the snapshot "
-	}
+	listed, more := names, ""
 	if len(names) > most {
-		return what + strings.Join(names[:most], ", ") + " …"
+		listed, more = names[:most], " …"
 	}
-	return what + strings.Join(names, ", ")
+	noun := "snapshots"
+	if len(names) == 1 {
+		noun = "snapshot"
+	}
+	return fmt.Sprintf("%d %s (%s%s)", len(names), noun, strings.Join(listed, ", "), more)
 }
 
 // RefuseHeld settles a volume, whose lock the caller holds, and fails with fault.ErrInUse, naming who holds it, unless

@@ -75,7 +75,7 @@ func room(ctx context.Context, name string, pool blockdev.Pool) error {
 	if space.Used() <= refuseAbove {
 		return nil
 	}
-	return fault.Errorf(fault.ErrNoSpace, "pool %q: %s; above %.0f%% nothing is made and nothing grows: %s, then try again",
+	return fault.Errorf(fault.ErrNoSpace, "pool %q: %s; create, clone and resize are refused above %.0f%% usage: %s, then try again",
 		name, fullness(space), 100*refuseAbove, space.Remedy)
 }
 

@@ -104,7 +104,7 @@ func (m *Manager) Quiesce(ctx context.Context, volumes []metadata.Volume, fn fun
 	f.thaw()
 	switch {
 	case late != nil && ctx.Err() == nil:
-		err = fmt.Errorf("writers were held for %s and had to go on: %w", m.freezeLimit, cmp.Or(err, late))
+		err = fmt.Errorf("freeze exceeded its limit of %s and was released: %w", m.freezeLimit, cmp.Or(err, late))
 	case err == nil:
 		err = late
 	}

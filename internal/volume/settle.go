@@ -319,7 +319,7 @@ func (m *Manager) SettleAll(ctx context.Context) error {
 		}
 	})
 	if err == nil && len(held) > 0 {
-		err = fault.Errorf(fault.ErrInUse, "volumes are held: %s", strings.Join(held, "; "))
+		err = fault.Errorf(fault.ErrInUse, "in use: %s", strings.Join(held, "; "))
 	}
 	return err
 }

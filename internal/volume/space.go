@@ -124,7 +124,7 @@ func poolWarning(space blockdev.Space, marks int) string {
 	case 1:
 		return fmt.Sprintf("%s: %s", fullness(space), space.Remedy)
 	}
-	return fmt.Sprintf("%s; nothing is made and nothing grows: %s", fullness(space), space.Remedy)
+	return fmt.Sprintf("%s; create, clone and resize are refused: %s", fullness(space), space.Remedy)
 }
 
 func (m *Manager) setPoolWarning(pool, text string) {

@@ -231,7 +231,7 @@ func (m *Manager) adopted(pool Pool, device Unknown) metadata.Volume {
 // refuseTaken fails with fault.ErrExists if another volume has v's name or ID.
 func refuseTaken(tx *metadata.Tx, v metadata.Volume) error {
 	if _, err := tx.VolumeNamed(v.Name); err == nil {
-		return fault.Errorf(fault.ErrExists, "volume %q: exists already", v.Name)
+		return fault.Errorf(fault.ErrExists, "volume %q: already exists", v.Name)
 	}
 	if _, err := tx.Volume(v.ID); err == nil {
 		return fault.Errorf(fault.ErrExists, "volume %s, which the device belonged to, exists with another device", v.ID)
