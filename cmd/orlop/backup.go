@@ -31,7 +31,7 @@ func (c *cli) backupCommand() *urfave.Command {
 }
 
 func keyFileFlag() urfave.Flag {
-	return &urfave.StringFlag{Name: "key-file", Usage: "key `FILE` of an encrypted repository; see 'orlop key create'", EnvVars: []string{"ORLOP_KEY_FILE"}}
+	return &urfave.StringFlag{Name: "key-file", Usage: "key FILE of an encrypted repository; see 'orlop key create'", EnvVars: []string{"ORLOP_KEY_FILE"}}
 }
 
 // keyOf reads the key that a command was given, nil if it was given none.
@@ -263,7 +263,7 @@ func (c *cli) backupListCommand() *urfave.Command {
 		Description: "IDs are shown as far as they are needed; backup= in a URL takes them so.\n" +
 			"Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
-			&urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes named `NAME`"},
+			&urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes named NAME"},
 			wideFlag(),
 		},
 		Action: func(ctx *urfave.Context) error {

@@ -25,7 +25,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 			"Example: orlop backup verify file:///mnt/nas/orlop --data --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(),
 			&urfave.BoolFlag{Name: "data", Usage: "read all data, the least recently read first"},
-			&urfave.StringFlag{Name: "sample", Usage: "read `PART` of the data, such as 5%: the least recently read"},
+			&urfave.StringFlag{Name: "sample", Usage: "read PART of the data, such as 5%: the least recently read"},
 		},
 		Action: func(ctx *urfave.Context) error {
 			at, u, err := verifySubject(ctx)
@@ -210,8 +210,8 @@ func (c *cli) backupPruneCommand() *urfave.Command {
 		Description: "Without a rule no backup is deleted. The newest good backup of each volume is always kept.\n" +
 			"Example: orlop backup prune file:///mnt/nas/orlop --keep-daily 7 --keep-weekly 5 --key-file /root/orlop.key",
 		Flags: append(flags,
-			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes named `NAME`"},
-			&urfave.StringFlag{Name: "host", Usage: "only backups made by host `NAME`"},
+			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes named NAME"},
+			&urfave.StringFlag{Name: "host", Usage: "only backups made by host NAME"},
 			&urfave.BoolFlag{Name: "dry-run", Usage: "show what would be deleted, change nothing"},
 			&urfave.BoolFlag{Name: "force", Usage: "apply the rules although the times of backups look wrong"},
 		),
@@ -239,12 +239,12 @@ var keepRules = []struct {
 	flag, usage string
 	field       func(*repo.Policy) *int
 }{
-	{"keep-last", "keep the newest `N` backups", func(p *repo.Policy) *int { return &p.Last }},
-	{"keep-hourly", "keep the newest backup of each of `N` hours, UTC", func(p *repo.Policy) *int { return &p.Hourly }},
-	{"keep-daily", "keep the newest backup of each of `N` days", func(p *repo.Policy) *int { return &p.Daily }},
-	{"keep-weekly", "keep the newest backup of each of `N` weeks", func(p *repo.Policy) *int { return &p.Weekly }},
-	{"keep-monthly", "keep the newest backup of each of `N` months", func(p *repo.Policy) *int { return &p.Monthly }},
-	{"keep-yearly", "keep the newest backup of each of `N` years", func(p *repo.Policy) *int { return &p.Yearly }},
+	{"keep-last", "keep the newest N backups", func(p *repo.Policy) *int { return &p.Last }},
+	{"keep-hourly", "keep the newest backup of each of N hours, UTC", func(p *repo.Policy) *int { return &p.Hourly }},
+	{"keep-daily", "keep the newest backup of each of N days", func(p *repo.Policy) *int { return &p.Daily }},
+	{"keep-weekly", "keep the newest backup of each of N weeks", func(p *repo.Policy) *int { return &p.Weekly }},
+	{"keep-monthly", "keep the newest backup of each of N months", func(p *repo.Policy) *int { return &p.Monthly }},
+	{"keep-yearly", "keep the newest backup of each of N years", func(p *repo.Policy) *int { return &p.Yearly }},
 }
 
 // keepFlags are the flags of the rules of retention.
@@ -252,7 +252,7 @@ func keepFlags() (flags []urfave.Flag) {
 	for _, rule := range keepRules {
 		flags = append(flags, &urfave.IntFlag{Name: rule.flag, Usage: rule.usage})
 	}
-	return append(flags, &urfave.StringFlag{Name: "keep-within", Usage: "keep all that are at most `AGE` older than the newest, such as 1y6m7d12h"})
+	return append(flags, &urfave.StringFlag{Name: "keep-within", Usage: "keep all that are at most AGE older than the newest, such as 1y6m7d12h"})
 }
 
 func policyOf(ctx *urfave.Context) (policy repo.Policy, err error) {

@@ -15,7 +15,7 @@ import (
 )
 
 func destFlag() urfave.Flag {
-	return &urfave.StringFlag{Name: "dest", Usage: "destination `URL` of the repository", EnvVars: []string{"ORLOP_DEST"}}
+	return &urfave.StringFlag{Name: "dest", Usage: "destination URL of the repository", EnvVars: []string{"ORLOP_DEST"}}
 }
 
 func dropSnapshotFlag() urfave.Flag {

@@ -15,8 +15,8 @@ import (
 // notifyFlags are the flags that startRun reads.
 func notifyFlags() []urfave.Flag {
 	return []urfave.Flag{
-		&urfave.StringFlag{Name: "ping", Usage: "dead-man service to tell of the run: GETs `URL`/start and URL, or POSTs the report to URL/fail; file:PATH reads the URL from a file, as does ORLOP_PING"},
-		&urfave.StringSliceFlag{Name: "notify", Usage: "where to report a failure and the first success after it: a webhook's or a shoutrrr `URL`; may be repeated; file:PATH reads URLs from a file, as does ORLOP_NOTIFY"},
+		&urfave.StringFlag{Name: "ping", Usage: "dead-man service to tell of the run: GETs URL/start and URL, or POSTs the report to URL/fail; file:PATH reads the URL from a file, as does ORLOP_PING"},
+		&urfave.StringSliceFlag{Name: "notify", Usage: "where to report a failure and the first success after it: a webhook's or a shoutrrr URL; may be repeated; file:PATH reads URLs from a file, as does ORLOP_NOTIFY"},
 	}
 }
 
