@@ -29,7 +29,7 @@ type orlop struct {
 	*process
 }
 
-// start starts the daemon and returns when it answers at both sockets.
+// start starts the daemon and returns when it listens at both sockets and answers.
 func (o *orlop) start() (err error) {
 	if o.running() {
 		return errors.New("orlop runs already")
@@ -44,7 +44,19 @@ func (o *orlop) start() (err error) {
 	if err != nil {
 		return err
 	}
-	return o.ready(func() bool { return answers(o.socket) && answers(o.control) })
+	return o.ready(func() bool { return answers(o.socket) && o.recovered() })
+}
+
+// recovered reports whether the daemon answers requests. It listens before that.
+func (o *orlop) recovered() bool {
+	client := unixClient(o.control)
+	client.Timeout = time.Second
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://orlop/v1/version")
+	if err != nil {
+		return false
+	}
+	return response.Body.Close() == nil && response.StatusCode == http.StatusOK
 }
 
 // later starts the daemon again, for which time has passed meanwhile.
