@@ -96,7 +96,8 @@ func OtherMounts(device uint64, dir string) (uses []Use, err error) {
 	for _, info := range infos {
 		its := unix.Mkdev(uint32(info.Major), uint32(info.Minor)) == device
 		below := strings.HasPrefix(info.Mountpoint, dir+"/")
-		if below || its && info.Mountpoint != dir && !(ours != nil && propagated(byID, ours, info)) {
+		copied := ours != nil && propagated(byID, ours, info)
+		if below || its && info.Mountpoint != dir && !copied {
 			uses = append(uses, Use{Mountpoint: info.Mountpoint})
 		}
 	}
