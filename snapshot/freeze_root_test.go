@@ -122,7 +122,7 @@ func TestAFreezeThatLastsTooLongEndsAtOnceAndTheCopyIsDiscarded(t *testing.T) {
 				w.write(t, "meanwhile") // returns when the freeze has ended, and before the copying does
 			})
 			_, err := w.Create(ctx, []string{w.volume.ID}, snapshot.Spec{Name: "s"})
-			if err == nil || !strings.Contains(err.Error(), end.says) || end.giveUp == strings.Contains(err.Error(), "writers were held") {
+			if err == nil || !strings.Contains(err.Error(), end.says) || end.giveUp == strings.Contains(err.Error(), "freeze exceeded") {
 				t.Errorf("%v, want %q", err, end.says)
 			}
 			if !held {

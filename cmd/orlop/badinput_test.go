@@ -86,12 +86,8 @@ func badOptionInputs() (inputs []badInput) {
 			path: "/volumes/resize", request: &control.Request{Name: "small", Size: size},
 		})
 	}
-	for _, size := range []string{"1", "4K", "7M", "8388607", "17592186044417", "17T", "8388607T"} {
-		bytes, err := daemon.ParseSize(size)
-		if err != nil {
-			panic(err)
-		}
-		inputs = append(inputs, option("size", size, strconv.FormatInt(bytes, 10), "8.0 MiB", "16 TiB"))
+	for _, size := range []string{"1", "4K", "7M", "8384512", "17592186044417", "17T", "8388607T"} {
+		inputs = append(inputs, option("size", size, "size "+size+": out of bounds", "8.0 MiB", "16 TiB"))
 	}
 	for _, fs := range []string{"", "btrfs", "ext3", "EXT4", "ext4 ", "../ext4", "-rf", "ext4\n"} {
 		inputs = append(inputs, option("fs", fs, strconv.Quote(fs), "ext4", "xfs"))
@@ -170,14 +166,14 @@ func otherBadInputs(h *host) (inputs []badInput) {
 			path: "/volumes?" + url.Values{"filter": {filter}}.Encode(),
 		})
 	}
-	for _, size := range []string{"8M", "16777215", "1", "15.9M"} {
+	for _, size := range []string{"8M", "16773120", "1", "15.9M"} {
 		inputs = append(inputs, badInput{
-			name: "shrink to " + size, kind: fault.ErrInvalid, says: []string{"16777216", "only grow"}, cli: []string{"resize", "small", "--size", size},
+			name: "shrink to " + size, kind: fault.ErrInvalid, says: []string{strconv.Quote(size), "16 MiB", "only grow"}, cli: []string{"resize", "small", "--size", size},
 			path: "/volumes/resize", request: &control.Request{Name: "small", Size: size},
 		})
 	}
 	inputs = append(inputs, badInput{
-		name: "grow beyond the filesystem", kind: fault.ErrInvalid, says: []string{"17592186044416"}, cli: []string{"resize", "small", "--size", "17T"},
+		name: "grow beyond the filesystem", kind: fault.ErrInvalid, says: []string{`"17T"`, "16 TiB"}, cli: []string{"resize", "small", "--size", "17T"},
 		path: "/volumes/resize", request: &control.Request{Name: "small", Size: "17T"},
 	})
 	file, full, link := filepath.Join(h.dir, "file"), filepath.Join(h.dir, "full"), filepath.Join(h.dir, "link")

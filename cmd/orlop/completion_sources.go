@@ -145,16 +145,16 @@ func (q question) jobs() (found []candidate) {
 // filters lists the kinds of conditions on volumes, and behind the '=' of each the values.
 func (q question) filters() (found []candidate) {
 	kind, _, _ := strings.Cut(q.current, "=")
-	switch {
-	case kind == q.current:
+	switch kind {
+	case q.current:
 		return []candidate{{"label=", "volumes that have a label"}, {"pool=", "volumes in a pool"}, {"state=", "volumes in a state"}, {"mounted", "mounted volumes"}}
-	case kind == "pool":
+	case "pool":
 		for _, pool := range q.pools() {
 			found = append(found, candidate{"pool=" + pool.word, pool.about})
 		}
 		return found
-	case kind == "state":
-		return oneOf("state=ready", "state=degraded", "state=creating", "state=removing")(q)
+	case "state":
+		return oneOf("state=ready", "state=degraded", "state=creating", "state=restoring", "state=failed", "state=removing")(q)
 	}
 	for _, v := range q.list() {
 		for key, value := range v.Labels {

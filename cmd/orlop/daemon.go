@@ -115,7 +115,8 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 			return s, fault.Errorf(fault.ErrInvalid, "--pool-size %s: must be at least %s", size, product.Bytes(loop.MinSize))
 		}
 	}
-	s.pools, err = parsePools(splitPools(ctx.StringSlice("pool"), os.Getenv("ORLOP_POOL")))
+	variable, set := os.LookupEnv("ORLOP_POOL")
+	s.pools, err = parsePools(splitPools(ctx.StringSlice("pool"), variable, set))
 	return s, err
 }
 

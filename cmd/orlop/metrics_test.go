@@ -45,12 +45,14 @@ func TestPoolsOfTheEnvironmentAreSeparatedByCommas(t *testing.T) {
 	for _, test := range []struct {
 		given    []string
 		variable string
+		set      bool
 		want     int
 	}{
-		{nil, "", 1}, {[]string{""}, "", 1}, {[]string{"loop,fast=loop:/nvme"}, "loop,fast=loop:/nvme", 2}, {[]string{"loop, fast=loop:/nvme"}, "loop, fast=loop:/nvme", 2},
-		{[]string{"loop:/a,b"}, "", 1}, {[]string{"loop", "fast=loop:/nvme"}, "other", 2},
+		{nil, "", false, 1}, {[]string{""}, "", true, 1}, {[]string{"loop,fast=loop:/nvme"}, "loop,fast=loop:/nvme", true, 2},
+		{[]string{"loop, fast=loop:/nvme"}, "loop, fast=loop:/nvme", true, 2}, {[]string{"loop:/a,b"}, "", false, 1},
+		{[]string{"loop", "fast=loop:/nvme"}, "other", true, 2},
 	} {
-		if pools, err := parsePools(splitPools(test.given, test.variable)); err != nil || len(pools) != test.want {
+		if pools, err := parsePools(splitPools(test.given, test.variable, test.set)); err != nil || len(pools) != test.want {
 			t.Errorf("%q with ORLOP_POOL=%q: %v, %v", test.given, test.variable, pools, err)
 		}
 	}

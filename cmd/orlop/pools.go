@@ -31,9 +31,9 @@ func (p poolSpec) String() string {
 
 const poolHelp = "use [NAME=]loop or [NAME=]loop:DIR"
 
-// splitPools splits the value of the environment's variable, which has a comma between pools. A flag has one pool.
-func splitPools(given []string, variable string) []string {
-	if variable != "" && len(given) == 1 && given[0] == variable {
+// splitPools splits the value of the environment's variable, if it is set, which has a comma between pools. A flag has one pool.
+func splitPools(given []string, variable string, set bool) []string {
+	if set && len(given) == 1 && given[0] == variable {
 		return strings.FieldsFunc(variable, func(r rune) bool { return r == ',' || r == ' ' })
 	}
 	return given

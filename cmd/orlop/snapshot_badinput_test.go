@@ -118,7 +118,7 @@ func badSnapshotInputs() (inputs []badInput) {
 			path: "/snapshots/restore", request: &control.Request{Name: "used@while-used", Discard: true},
 		},
 		badInput{
-			name: "delete with snapshots of the user's", kind: fault.ErrProtected, says: []string{`"with"`, "the snapshot one", "orlop delete --snapshots with"}, cli: []string{"delete", "with"},
+			name: "delete with snapshots of the user's", kind: fault.ErrProtected, says: []string{`"with"`, "has 1 snapshot (one)", "orlop delete --snapshots with"}, cli: []string{"delete", "with"},
 			path: "/volumes/delete", request: &control.Request{Name: "with"}, call: "Remove", docker: dockerRequest{Name: "with"},
 		},
 		badInput{
@@ -141,7 +141,7 @@ func badCopyInputs() (inputs []badInput) {
 	}
 	for _, from := range []string{"small", "small@kept"} {
 		for _, more := range []struct{ key, value, says string }{
-			{"size", "8M", "16777216"}, {"size", "16777215", "16777216"}, {"size", "17T", "16 TiB"}, {"fs", "xfs", "ext4"}, {"pool", "nope", `"loop"`},
+			{"size", "8M", "16 MiB"}, {"size", "16773120", "16 MiB"}, {"size", "17T", "16 TiB"}, {"fs", "xfs", "ext4"}, {"pool", "nope", `"loop"`},
 		} {
 			input := option("from", from, more.says)
 			input.name += " and " + more.key + " " + more.value

@@ -379,7 +379,7 @@ func cloneSize(t *testing.T, h *host) {
 		h.keepFile(t, name, "content")
 		h.must(t, "snapshot", "create", name, "--name", "s")
 		for _, from := range []string{name, name + "@s"} {
-			if got := h.orlop("create", "x", "--from", from, "--size", "319M"); got.code != 2 || !strings.Contains(got.stderr, from) || !strings.Contains(got.stderr, fmt.Sprint(320*mib)) {
+			if got := h.orlop("create", "x", "--from", from, "--size", "319M"); got.code != 2 || !strings.Contains(got.stderr, from) || !strings.Contains(got.stderr, "at least 320 MiB") {
 				t.Errorf("smaller: %s", got)
 			}
 			var view daemon.View
@@ -405,7 +405,7 @@ func cloneRefusals(t *testing.T, h *host) {
 	for _, from := range []string{"db", "db@s"} {
 		for _, test := range []struct {
 			flag, value, says string
-		}{{"--fs", "xfs", "ext4"}, {"--pool", "nope", `"loop"`}, {"--size", "15M", "16777216"}} {
+		}{{"--fs", "xfs", "ext4"}, {"--pool", "nope", `"loop"`}, {"--size", "15M", "at least 16 MiB"}} {
 			if got := h.orlop("create", "x", "--from", from, test.flag, test.value); got.code != 2 || !strings.Contains(got.stderr, from) || !strings.Contains(got.stderr, test.says) {
 				t.Errorf("--from %s %s %s: %s", from, test.flag, test.value, got)
 			}
