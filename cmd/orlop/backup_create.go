@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	urfave "github.com/urfave/cli/v2"
@@ -106,6 +105,3 @@ func (c *cli) backUp(ctx *urfave.Context, request control.Request) (made backup.
 	}
 	return made, nil
 }
-
-// keyFromEnvironment is the path of the key in the environment, for commands that take it only with another flag.
-func keyFromEnvironment() string { return os.Getenv("ORLOP_KEY_FILE") }

@@ -73,8 +73,6 @@ func (c *cli) restoreRequest(ctx *urfave.Context, name string) (r control.Reques
 	if r.Options, err = settingsOf(ctx); err != nil {
 		return r, err
 	}
-	// The key is one of a new volume's options too, but here it belongs to the URL.
-	r.Options = slices.DeleteFunc(r.Options, func(s control.Setting) bool { return s.Key == "key-file" })
 	r.KeyFile, err = keyPath(ctx)
 	return r, err
 }

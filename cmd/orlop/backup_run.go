@@ -245,8 +245,11 @@ func (r *backupRun) done(v volumeReport, text string) {
 		v.Removed = []string{}
 	}
 	r.report.Volumes = append(r.report.Volumes, v)
-	if !r.c.json && !r.ctx.Bool("quiet") {
-		fmt.Fprintf(r.c.stdout, "%s: %s\n", v.Name, text)
+	if r.c.json || r.ctx.Bool("quiet") {
+		return
+	}
+	if err := r.c.print(v.Name+": "+text, nil); err != nil {
+		r.fail(err)
 	}
 }
 

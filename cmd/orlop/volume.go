@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,7 +25,7 @@ func (c *cli) createCommand() *urfave.Command {
 	}
 	for _, kind := range daemon.OptionKinds {
 		switch {
-		case kind.NotAFlag:
+		case kind.NotAFlag || kind.Key == "key-file":
 		case kind.Switch:
 			command.Flags = append(command.Flags, &urfave.BoolFlag{Name: kind.Key, Usage: kind.Help})
 		case kind.Repeats:
@@ -33,6 +34,7 @@ func (c *cli) createCommand() *urfave.Command {
 			command.Flags = append(command.Flags, &urfave.StringFlag{Name: kind.Key, Usage: kind.Help})
 		}
 	}
+	command.Flags = append(command.Flags, keyFileFlag())
 	return command
 }
 
@@ -45,11 +47,46 @@ func (c *cli) create(ctx *urfave.Context) error {
 	if request.Options, err = settingsOf(ctx); err != nil {
 		return err
 	}
+	switch {
+	case ctx.IsSet("backup"):
+		return c.createFromBackup(ctx, request)
+	case keyFlag(ctx) != "":
+		return fault.Errorf(fault.ErrInvalid, "create: --key-file goes with --backup")
+	}
 	var view daemon.View
 	if err := c.client.Post(ctx.Context, "/volumes/create", request, &view); err != nil {
 		return err
 	}
 	c.warnOf(view)
+	return c.print(view.Name, view)
+}
+
+// createFromBackup restores a backup to a new volume, as "backup restore" does, and prints it as a volume that was created.
+func (c *cli) createFromBackup(ctx *urfave.Context, request control.Request) error {
+	if ctx.IsSet("from") {
+		return fault.Errorf(fault.ErrInvalid, "create: --from and --backup exclude each other")
+	}
+	request.AutoName = false // without a name it has that of the volume that was backed up
+	key, err := keyPath(ctx)
+	if err != nil {
+		return err
+	}
+	request.KeyFile = key
+	request.Options = slices.DeleteFunc(request.Options, func(s control.Setting) bool {
+		if s.Key == "backup" {
+			request.URL = s.Value
+		}
+		return s.Key == "backup"
+	})
+	c.reportOnly = c.json // what is created is one JSON value
+	done, err := c.restoreOne(ctx, request)
+	if err != nil {
+		return err
+	}
+	var view daemon.View
+	if err := c.client.Get(ctx.Context, "/volumes/inspect", url.Values{"name": {done.VolumeID}}, &view); err != nil {
+		return err
+	}
 	return c.print(view.Name, view)
 }
 
@@ -67,7 +104,7 @@ func (c *cli) warnOf(view daemon.View) {
 // elsewhere.
 func settingsOf(ctx *urfave.Context) (settings []control.Setting, err error) {
 	for _, kind := range daemon.OptionKinds {
-		if kind.NotAFlag || !ctx.IsSet(kind.Key) || kind.Path && ctx.String(kind.Key) == "" {
+		if kind.NotAFlag || !ctx.IsSet(kind.Key) || kind.Key == "key-file" { // which goes with the URL, and may be the environment's
 			continue
 		}
 		values := []string{ctx.String(kind.Key)}
@@ -78,8 +115,6 @@ func settingsOf(ctx *urfave.Context) (settings []control.Setting, err error) {
 			values = []string{strconv.FormatBool(ctx.Bool(kind.Key))}
 		case kind.Key == "backup":
 			values[0], err = absoluteURL(values[0])
-		case kind.Path:
-			values[0], err = filepath.Abs(values[0])
 		}
 		if err != nil {
 			return nil, err

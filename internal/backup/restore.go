@@ -262,11 +262,11 @@ func (m *Manager) Resume(ctx context.Context) error {
 		return err
 	}
 	for _, v := range volumes {
-		switch {
-		case v.State == metadata.Restoring:
-			if _, _, err := m.startRestore(ctx, v); err != nil {
-				m.log.Error("cannot resume restore", "volume", v.Name, "error", err)
-			}
+		if v.State != metadata.Restoring {
+			continue
+		}
+		if _, _, err := m.startRestore(ctx, v); err != nil {
+			m.log.Error("cannot resume restore", "volume", v.Name, "error", err)
 		}
 	}
 	return nil

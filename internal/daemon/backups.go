@@ -228,6 +228,9 @@ func (d *Daemon) restoreSpec(s CreateSpec, b *repo.Backup) (volume.Spec, error) 
 	if err := checkName(s.Name); err != nil {
 		return s.Spec, err
 	}
+	if s.given["uid"] || s.given["gid"] || s.given["mode"] {
+		return s.Spec, fault.Errorf(fault.ErrInvalid, "options uid, gid and mode: a restored volume has those of its backup")
+	}
 	if s.given["from"] {
 		return s.Spec, fault.Errorf(fault.ErrInvalid, "option %q: not with a backup", "from")
 	}
@@ -254,9 +257,6 @@ func (d *Daemon) createFromBackup(ctx context.Context, s CreateSpec, docker bool
 	}
 	if err != nil {
 		return err
-	}
-	if s.given["uid"] || s.given["gid"] || s.given["mode"] {
-		return fault.Errorf(fault.ErrInvalid, "options uid, gid and mode: a restored volume has those of its backup")
 	}
 	view, err := d.restore(ctx, u, s.keyFile, s, docker)
 	if err != nil {

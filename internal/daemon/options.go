@@ -29,7 +29,6 @@ type OptionKind struct {
 	Switch   bool // needs no value on the command line
 	NotAFlag bool // for Docker only
 	FlagOnly bool // not for Docker
-	Path     bool // a path on this host, or a URL that may be one: relative ones are the command line's
 	set      func(*CreateSpec, string) error
 }
 
@@ -102,7 +101,7 @@ var OptionKinds = []OptionKind{
 		s.backup = v
 		return nil
 	}},
-	{Key: "key-file", Help: "path on this host of the key of the backup's repository", Path: true, set: func(s *CreateSpec, v string) error {
+	{Key: "key-file", Help: "path on this host of the key of the backup's repository", set: func(s *CreateSpec, v string) error {
 		s.keyFile = v
 		return nil
 	}},
