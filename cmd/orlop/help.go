@@ -133,7 +133,7 @@ func dashed(flag string) string {
 var valueWords = map[string]string{
 	"from": "VOLUME[@SNAPSHOT]", "label": "KEY=VALUE", "socket": "PATH", "control-socket": "PATH", "plugin-socket": "PATH", "root": "DIR",
 	"mountpoint": "DIR", "metrics": "ADDRESS", "pre-snapshot": "COMMAND", "post-snapshot": "COMMAND", "keep-within": "DURATION", "sample": "PERCENT",
-	"volume-name": "VOLUME",
+	"volume-name": "VOLUME", "keep": "POLICY", "backup": "URL",
 }
 
 // hanging wraps text behind head, and indents all further lines by its width.
