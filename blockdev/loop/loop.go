@@ -79,6 +79,15 @@ func (p *Pool) UUID() string { return p.uuid }
 // Dir is the directory that holds the pool's marker and images.
 func (p *Pool) Dir() string { return p.dir }
 
+// GrowthError returns why the built-in pool's filesystem could not be grown to the size asked for when the pool was
+// opened, or nil. The pool works at the size that it has.
+func (p *Pool) GrowthError() error {
+	if p.file == nil {
+		return nil
+	}
+	return p.file.ungrown
+}
+
 // Close lets go of the devices. Those that are mounted stay as they are; the others are freed by the kernel.
 func (p *Pool) Close() {
 	p.closeDevices()

@@ -166,7 +166,8 @@ type backing struct {
 	dir          string // where it is mounted
 	device       *os.File
 	preallocated bool
-	fresh        bool // mounted by this process, and not left so by an earlier one
+	fresh        bool  // mounted by this process, and not left so by an earlier one
+	ungrown      error // why its filesystem is smaller than the file; nil if it is not
 }
 
 func (b *backing) close() { _ = b.device.Close() }
@@ -236,9 +237,7 @@ func openFile(ctx context.Context, c Config, path, dir string) (p *Pool, err err
 	if err := b.mount(wanted, &u); err != nil {
 		return nil, err
 	}
-	if err := b.grow(); err != nil {
-		return nil, err
-	}
+	b.ungrown = b.grow()
 	return newPool(dir, c, b)
 }
 

@@ -144,6 +144,35 @@ func TestImagesThatNoMetadataKnowsAreRefused(t *testing.T) {
 	refuses(t, loop.Config{Dir: dir}, fault.ErrCorrupt, dir)
 }
 
+func TestBuiltInPoolThatCannotGrowIsOpenedAtItsPresentSize(t *testing.T) {
+	root := rootWithoutReflink(t)
+	pool := openPool(t, loop.Config{Root: root, Size: loop.MinSize})
+	id := blockdev.NewID()
+	path := activated(t, pool, id, 8*mib)
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("", pool.Dir(), "", unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := pool.Deactivate(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	remount(unix.MS_RDONLY) // the kernel grows nothing then
+	next, err := loop.Open(t.Context(), loop.Config{Root: root, Size: loop.MinSize + gib, UUID: pool.UUID()})
+	remount(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(next.Close)
+	if next.GrowthError() == nil || pool.GrowthError() != nil {
+		t.Errorf("growth: %v, before: %v", next.GrowthError(), pool.GrowthError())
+	}
+	if again, err := next.Activate(t.Context(), id, blockdev.ReadWrite); err != nil || again == "" {
+		t.Errorf("a device active as %s before: %s, %v", path, again, err)
+	}
+}
+
 func TestBuiltInPoolIsKnownByItsMarkerAndGrowsWhileInUse(t *testing.T) {
 	root := rootWithoutReflink(t)
 	pool := openPool(t, loop.Config{Root: root, Size: loop.MinSize})

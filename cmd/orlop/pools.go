@@ -117,6 +117,9 @@ func (p *poolSet) add(ctx context.Context, s settings, spec poolSpec, store *met
 		return nil
 	}
 	p.open = append(p.open, pool)
+	if err := pool.GrowthError(); err != nil {
+		log.Error("cannot grow pool; using it at its present size", "pool", spec.name, "error", err)
+	}
 	shown.UUID, shown.Dir, shown.Pool.Pool = pool.UUID(), pool.Dir(), pool
 	if shown.OnRoot, err = pool.DrawsOn(s.root); err != nil {
 		return err
