@@ -149,7 +149,7 @@ func checkResize(v metadata.Volume, present int64, kind fs.Type, path string, si
 		return fault.Errorf(fault.ErrInvalid, "%s is below the present %s: volumes only grow", Bytes(size), Bytes(present))
 	case size > kind.MaxSize:
 		return fault.Errorf(fault.ErrInvalid, "%s is above the largest that %s takes, %s", Bytes(size), kind.Name, Bytes(kind.MaxSize))
-	case size > limit && size > v.Size:
+	case size > limit && size > present:
 		return tooLarge(size, limit, kind)
 	}
 	return nil
@@ -232,16 +232,22 @@ func (m *Manager) converge(ctx context.Context, v metadata.Volume, pool blockdev
 	case entry != nil && (entry.ReadOnly || !kind.GrowsMounted()):
 		return // not now
 	default:
-		failed = m.tryToGrow(ctx, v, present, pool, kind)
+		failed = m.tryToGrow(ctx, v, present, pool, kind, path)
 	}
 	if err := m.noteGrowth(ctx, v, pool, failed); err != nil {
 		m.log.Error("cannot record outcome of growth", "volume", v.Name, "error", err)
 	}
 }
 
-// tryToGrow grows a volume whose filesystem has present bytes if its pool has room, and returns what failed, or nil.
-func (m *Manager) tryToGrow(ctx context.Context, v metadata.Volume, present int64, pool blockdev.Pool, kind fs.Type) *metadata.FailedGrowth {
-	err := room(ctx, v.Pool, pool)
+// tryToGrow grows a volume whose filesystem, at path, has present bytes if its pool has room, and returns what failed, or nil.
+func (m *Manager) tryToGrow(ctx context.Context, v metadata.Volume, present int64, pool blockdev.Pool, kind fs.Type, path string) *metadata.FailedGrowth {
+	limit, err := kind.Limit(path)
+	if err == nil && v.Size > limit { // recorded by a version that took any size
+		err = tooLarge(v.Size, limit, kind)
+	}
+	if err == nil {
+		err = room(ctx, v.Pool, pool)
+	}
 	if err == nil {
 		err = m.grow(ctx, v, pool, kind)
 	}

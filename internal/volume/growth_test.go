@@ -269,6 +269,11 @@ func TestResizeRefusesAnXFSOfTooManyGroups(t *testing.T) {
 	w.wantUsable(t, subjectXFS, sizeXFS)
 	check(t, resize(subjectXFS, 3*sizeXFS)(t.Context(), w))
 	w.wantUsable(t, subjectXFS, 3*sizeXFS)
+	w.wish(t, subjectXFS, 1000*sizeXFS)
+	w.with(t, subjectXFS, func(string) {})
+	if failed := w.failedGrowth(t, subjectXFS); failed == nil || failed.Size != 3*sizeXFS {
+		t.Errorf("grown by a mount beyond what a resize may do: %+v", failed)
+	}
 }
 
 func TestReadOnlyVolumeGrowsWhileNothingUsesIt(t *testing.T) {
