@@ -77,6 +77,9 @@ func TestEveryCommandHasHelpWithAnExample(t *testing.T) {
 			if got.code != 0 || got.stderr != "" || !found || !strings.Contains("Example: "+after, "orlop "+strings.Join(words, " ")) {
 				t.Errorf("%v %s: want help with %q\n%s", words, flag, example, got)
 			}
+			if strings.Contains(got.stdout, "`") {
+				t.Errorf("%v %s: backquotes in\n%s", words, flag, got)
+			}
 		}
 	}
 }

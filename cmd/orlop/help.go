@@ -132,8 +132,8 @@ func dashed(flag string) string {
 // valueWords stand for the values of flags in help. Without an entry it is the last word of the flag.
 var valueWords = map[string]string{
 	"from": "VOLUME[@SNAPSHOT]", "label": "KEY=VALUE", "socket": "PATH", "control-socket": "PATH", "plugin-socket": "PATH", "root": "DIR",
-	"mountpoint": "DIR", "metrics": "ADDRESS", "pre-snapshot": "COMMAND", "post-snapshot": "COMMAND", "keep-within": "DURATION", "sample": "PERCENT",
-	"volume-name": "VOLUME", "keep": "POLICY", "backup": "URL",
+	"mountpoint": "DIR", "metrics": "ADDRESS", "pre-snapshot": "COMMAND", "post-snapshot": "COMMAND", "keep-within": "AGE", "sample": "PART",
+	"volume-name": "VOLUME", "dest": "URL", "ping": "URL", "notify": "URL", "to-file": "IMAGE", "keep": "POLICY", "backup": "URL",
 }
 
 // hanging wraps text behind head, and indents all further lines by its width.
