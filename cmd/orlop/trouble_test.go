@@ -299,6 +299,9 @@ func TestAMissingPoolDegradesItsVolumesOnly(t *testing.T) {
 			t.Errorf("orlop %q: %s", args, got)
 		}
 	}
+	if got, err := h.ask(t.Context(), "Remove", dockerRequest{Name: "there"}); err != nil || !strings.Contains(got.Err, "missing") {
+		t.Errorf("Docker would forget the volume: %+v, %v", got, err)
+	}
 	h.finds(t, "pool second", "no such directory", "systemctl restart orlop")
 	h.must(t, "mount", "here")
 	h.must(t, "umount", "here")

@@ -205,10 +205,19 @@ func (d *Daemon) delete(ctx context.Context, id string, remove func() error) err
 		return err
 	}
 	err := remove()
-	if fault.Is(err, fault.ErrNotFound) {
+	if fault.Is(err, fault.ErrNotFound) && d.gone(id) {
 		return nil
 	}
 	return err
+}
+
+// gone reports whether no volume has this ID. Of one whose pool is missing something else was not found.
+func (d *Daemon) gone(id string) bool {
+	err := d.store.View(func(tx *metadata.Tx) error {
+		_, err := tx.Volume(id)
+		return err
+	})
+	return fault.Is(err, fault.ErrNotFound)
 }
 
 // RemoveDocker deletes the volume of exactly this name for Docker, unless it has snapshots of the user's. One that is
