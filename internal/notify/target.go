@@ -13,7 +13,7 @@ import (
 	"orlop/internal/fault"
 )
 
-// A target takes notifications.
+// A target takes notifications, by shoutrrr (MIT licence), which adds 0.8 MB to the stripped static binary.
 type target struct {
 	name    string   // of the service, for warnings; not secret
 	given   *url.URL // as the user wrote it
