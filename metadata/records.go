@@ -190,6 +190,7 @@ type Job struct {
 	Key         string          `json:"key"`              // two jobs of one key never run at once
 	Volume      string          `json:"volume,omitempty"` // name
 	VolumeID    string          `json:"volume_id,omitempty"`
+	Snapshot    string          `json:"snapshot,omitempty"` // ID of the snapshot, if one was named
 	Destination string          `json:"destination,omitempty"`
 	State       JobState        `json:"state"`
 	Done        int64           `json:"done"`  // bytes

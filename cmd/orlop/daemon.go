@@ -35,6 +35,8 @@ const (
 	pluginDir = "/run/docker/plugins"
 	// drainLimit is how long requests under way may take after a stop was asked for, before they are cancelled.
 	drainLimit = 30 * time.Second
+	// jobsLimit is how long jobs may take to end after they were interrupted: only one whose destination hangs takes long.
+	jobsLimit = 20 * time.Second
 )
 
 // settings are the daemon's flags. Those given on a start always win: nothing of them is stored.
@@ -315,7 +317,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 	tellSystemd(log, daemon.SdNotifyStopping)
 	log.Info("stopping; mounted volumes stay mounted")
 	cancelBackground()
-	m.jobs.Stop()
+	m.jobs.Stop(jobsLimit)
 	drain(cancelWork, log, pluginServer, controlServer, metricsServer)
 	watchers.Wait()
 	return group.Wait()
@@ -323,7 +325,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 
 // detachAll ends all jobs, unmounts what nobody holds and frees the pools. If it fails, what jobs were doing is resumed.
 func detachAll(ctx context.Context, m managers, pools *poolSet) (err error) {
-	m.jobs.Stop()
+	m.jobs.Stop(jobsLimit)
 	defer func() {
 		if err != nil {
 			m.jobs.Continue()

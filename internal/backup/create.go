@@ -36,8 +36,9 @@ type Made struct {
 	Warnings    []string `json:"warnings"`    // of what did not fail the backup
 }
 
-// Start begins a backup in a job of its own. If one of the same volume to the same destination runs, that is returned and
-// joined is true. What goes wrong with the backup itself shows in the job.
+// Start begins a backup in a job of its own. If one of the same volume, or of the same snapshot, to the same destination runs,
+// that is returned and joined is true. While one of another snapshot of the volume runs, or one of the volume if a snapshot is
+// asked for, Start waits for its end. What goes wrong with the backup itself shows in the job.
 func (m *Manager) Start(ctx context.Context, q Request) (j metadata.Job, joined bool, err error) {
 	v, err := m.volume(q.Volume)
 	if err != nil {
@@ -45,20 +46,37 @@ func (m *Manager) Start(ctx context.Context, q Request) (j metadata.Job, joined 
 	}
 	spec := job.Spec{
 		Kind: KindBackup, Key: KindBackup + "/" + v.ID + "/" + q.To.Destination.String(),
-		Volume: v.Name, VolumeID: v.ID, Destination: q.To.Destination.String(),
+		Volume: v.Name, VolumeID: v.ID, Snapshot: q.Snapshot, Destination: q.To.Destination.String(),
 	}
-	return m.jobs.Start(ctx, spec, func(ctx context.Context, progress func(done, total int64)) (any, error) {
-		before := m.status(v.ID, q.To)
-		made, err := m.backup(ctx, v, q, progress)
-		if err != nil {
-			m.recordFailure(ctx, v, q.To, err)
-			return nil, fmt.Errorf("back up volume %q: %w", v.Name, err)
+	work := func(ctx context.Context, progress func(done, total int64)) (any, error) {
+		return m.run(ctx, v, q, progress)
+	}
+	for {
+		j, joined, err = m.jobs.Start(ctx, spec, work)
+		if err != nil || !joined || j.Snapshot == q.Snapshot {
+			return j, joined, err
 		}
-		made.Recovered = before.Error != ""
-		m.log.Info("volume backed up", "volume", v.Name, "backup", made.ID, "destination", spec.Destination,
-			"read", made.Read, "stored", made.Stored, "incremental", made.Incremental)
-		return made, nil
-	})
+		if _, err := m.jobs.Wait(ctx, j.ID); err != nil {
+			return j, false, err
+		}
+		if ctx.Err() != nil {
+			return j, false, fmt.Errorf("back up volume %q: wait for job %s: %w", v.Name, j.ID, ctx.Err())
+		}
+	}
+}
+
+// run is the work of a backup's job.
+func (m *Manager) run(ctx context.Context, v metadata.Volume, q Request, progress func(done, total int64)) (any, error) {
+	before := m.status(v.ID, q.To)
+	made, err := m.backup(ctx, v, q, progress)
+	if err != nil {
+		m.recordFailure(ctx, v, q.To, err)
+		return nil, fmt.Errorf("back up volume %q: %w", v.Name, err)
+	}
+	made.Recovered = before.Error != ""
+	m.log.Info("volume backed up", "volume", v.Name, "backup", made.ID, "destination", q.To.Destination.String(),
+		"read", made.Read, "stored", made.Stored, "incremental", made.Incremental)
+	return made, nil
 }
 
 func (m *Manager) volume(id string) (v metadata.Volume, err error) {

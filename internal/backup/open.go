@@ -12,7 +12,13 @@ import (
 // last: an open directory keeps its filesystem from being unmounted.
 type repositories struct {
 	mu   sync.Mutex
-	open map[Target]*shared
+	open map[place]*shared
+}
+
+// A place is where a repository is, and the ID of the key that opens it, which may be in several files.
+type place struct {
+	at  destination.Destination
+	key string
 }
 
 // shared is a repository that is open, or is just being opened.
@@ -25,16 +31,26 @@ type shared struct {
 
 // opened returns the repository of a target, and what lets go of it.
 func (m *Manager) opened(ctx context.Context, to Target) (r *destination.Repository, release func(), err error) {
-	s := m.open.enter(to)
+	at := place{at: to.Destination}
+	var key *repo.Key
+	if to.KeyFile != "" {
+		if key, err = repo.ReadKeyFile(to.KeyFile); err != nil {
+			return nil, nil, err
+		}
+		at.key = key.ID()
+	}
+	s := m.open.enter(at)
 	s.opening.Lock()
 	defer s.opening.Unlock()
 	if s.repository == nil {
-		if s.repository, err = m.openTarget(ctx, to); err != nil {
-			m.release(to, s)
+		warn := func(err error) { m.log.Warn("backup destination", "destination", at.at.String(), "problem", err) }
+		s.repository, err = destination.Open(ctx, at.at, destination.Options{Key: key, StateDir: m.stateDir, Warn: warn})
+		if err != nil {
+			m.release(at, s)
 			return nil, nil, err
 		}
 	}
-	return s.repository, sync.OnceFunc(func() { m.release(to, s) }), nil
+	return s.repository, sync.OnceFunc(func() { m.release(at, s) }), nil
 }
 
 // Check opens the repository of a target, and fails as that does.
@@ -46,48 +62,34 @@ func (m *Manager) Check(ctx context.Context, to Target) error {
 	return err
 }
 
-func (m *Manager) openTarget(ctx context.Context, to Target) (*destination.Repository, error) {
-	var key *repo.Key
-	if to.KeyFile != "" {
-		var err error
-		if key, err = repo.ReadKeyFile(to.KeyFile); err != nil {
-			return nil, err
-		}
-	}
-	warn := func(err error) {
-		m.log.Warn("backup destination", "destination", to.Destination.String(), "problem", err)
-	}
-	return destination.Open(ctx, to.Destination, destination.Options{Key: key, StateDir: m.stateDir, Warn: warn})
-}
-
-func (r *repositories) enter(to Target) *shared {
+func (r *repositories) enter(at place) *shared {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.open[to]
+	s := r.open[at]
 	if s == nil {
 		s = &shared{}
 		if r.open == nil {
-			r.open = map[Target]*shared{}
+			r.open = map[place]*shared{}
 		}
-		r.open[to] = s
+		r.open[at] = s
 	}
 	s.users++
 	return s
 }
 
 // release lets go of a repository, and closes it after its last user.
-func (m *Manager) release(to Target, s *shared) {
+func (m *Manager) release(at place, s *shared) {
 	m.open.mu.Lock()
 	s.users--
 	last := s.users == 0
 	if last {
-		delete(m.open.open, to)
+		delete(m.open.open, at)
 	}
 	m.open.mu.Unlock()
 	if !last || s.repository == nil {
 		return
 	}
 	if err := s.repository.Close(); err != nil {
-		m.log.Warn("cannot close backup destination", "destination", to.Destination.String(), "error", err)
+		m.log.Warn("cannot close backup destination", "destination", at.at.String(), "error", err)
 	}
 }

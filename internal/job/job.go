@@ -107,6 +107,7 @@ type Spec struct {
 	Key         string // two jobs of one key never run at once
 	Volume      string // name; for people
 	VolumeID    string
+	Snapshot    string // ID of the snapshot that was named; empty for none
 	Destination string // URL, without secrets
 }
 
@@ -119,7 +120,7 @@ type Work func(ctx context.Context, progress func(done, total int64)) (result an
 func (m *Manager) Start(ctx context.Context, spec Spec, work Work) (j metadata.Job, joined bool, err error) {
 	j = metadata.Job{
 		ID: uuid.Must(uuid.NewV7()).String(), Kind: spec.Kind, Key: spec.Key, Volume: spec.Volume, VolumeID: spec.VolumeID,
-		Destination: spec.Destination, State: metadata.JobRunning, Started: time.Now().UTC(),
+		Snapshot: spec.Snapshot, Destination: spec.Destination, State: metadata.JobRunning, Started: time.Now().UTC(),
 	}
 	jobCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	r := &running{job: j, cancel: cancel, done: make(chan struct{})}
@@ -317,15 +318,25 @@ func (m *Manager) Cancel(ctx context.Context, id string) (metadata.Job, error) {
 	return m.Wait(ctx, j.ID)
 }
 
-// Stop ends every job as interrupted, waits for them, and lets no other begin.
-func (m *Manager) Stop() {
+// Stop ends every job as interrupted, waits until they have ended or limit is over, and lets no other begin. A job whose
+// destination hangs may outlast the limit: its record says that it runs, until the next Recover.
+func (m *Manager) Stop(limit time.Duration) {
 	m.mu.Lock()
 	m.stopped = true
 	for _, r := range m.running {
 		r.cancel(errInterrupted)
 	}
 	m.mu.Unlock()
-	m.work.Wait()
+	ended := make(chan struct{})
+	go func() {
+		m.work.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(limit):
+		m.log.Warn("jobs have not ended yet", "waited", limit)
+	}
 }
 
 // Continue lets jobs begin again after Stop.

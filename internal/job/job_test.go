@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"orlop/internal/fault"
 	"orlop/metadata"
@@ -115,7 +116,7 @@ func TestStopInterruptsJobsAndLetsNoneBegin(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-begun
-	m.Stop()
+	m.Stop(time.Minute)
 	if j, err = m.Get(j.ID); err != nil || j.State != metadata.JobInterrupted {
 		t.Errorf("after Stop: %s, %v; want interrupted", j.State, err)
 	}
@@ -132,7 +133,7 @@ func TestRecoverEndsTheJobsOfADaemonThatWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-begun
-	t.Cleanup(m.Stop)
+	t.Cleanup(func() { m.Stop(time.Minute) })
 	next := New(store, quiet())
 	if err := next.Recover(t.Context()); err != nil {
 		t.Fatal(err)
