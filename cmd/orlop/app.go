@@ -32,6 +32,7 @@ type cli struct {
 	client         *control.Client
 	release        []func() // at the end
 	reportOnly     bool     // show no progress: one report at the end is all that --json prints
+	answered       bool     // the daemon has answered: when it is away, it restarts
 }
 
 // run is main with everything given to it. It returns the exit code.

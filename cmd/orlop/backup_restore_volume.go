@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"orlop/internal/control"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
+	"orlop/metadata"
 )
 
 // restoreFlags are those of a restore to a volume.
@@ -77,8 +79,47 @@ func (c *cli) restoreRequest(ctx *urfave.Context, name string) (r control.Reques
 	return r, err
 }
 
+const restorePath = "/backups/restore"
+
+// restoredBefore returns the job of a restore that this command asked for before: it was done, but the daemon ended before it
+// said so. ok is false if there is no volume that was restored so.
+func (c *cli) restoredBefore(ctx context.Context, request control.Request) (j daemon.JobView, ok bool) {
+	u, err := destination.ParseURL(request.URL)
+	if err != nil || request.InPlace {
+		return j, false
+	}
+	name := request.Name
+	if name == "" {
+		name = u.Volume
+	}
+	v, ok := c.restoredFrom(ctx, name, u)
+	if !ok {
+		return j, false
+	}
+	done := backup.Restored{Volume: v.Name, VolumeID: v.ID, Backup: v.Restore.URL, Warnings: []string{}}
+	if from, err := destination.ParseURL(v.Restore.URL); err == nil {
+		done.BackupID = from.Backup
+	}
+	result, err := json.Marshal(done)
+	return daemon.JobView{Kind: backup.KindRestore, Volume: v.Name, VolumeID: v.ID, State: string(metadata.JobDone), Result: result}, err == nil
+}
+
+// restoredFrom returns the volume of a name if it was restored from a backup. A URL that names no backup means any of its
+// destination.
+func (c *cli) restoredFrom(ctx context.Context, name string, u destination.URL) (v daemon.View, ok bool) {
+	err := c.client.Get(ctx, "/volumes/inspect", url.Values{"name": {name}}, &v)
+	if err != nil || v.Restore == nil || v.State != string(metadata.Ready) {
+		return v, false
+	}
+	from, err := destination.ParseURL(v.Restore.URL)
+	if u.Backup == "" {
+		return v, err == nil && from.Destination == u.Destination
+	}
+	return v, err == nil && from.Backup == u.Backup
+}
+
 func (c *cli) restoreOne(ctx *urfave.Context, request control.Request) (done backup.Restored, err error) {
-	j, err := c.do(ctx.Context, "/backups/restore", request)
+	j, err := c.do(ctx.Context, restorePath, request)
 	if err != nil {
 		return done, err
 	}
@@ -151,23 +192,13 @@ func (c *cli) chooseAll(ctx *urfave.Context, at destination.Destination) (chosen
 func (r *backupRun) restore(request control.Request, u destination.URL) {
 	request.URL = u.String()
 	done, err := r.c.restoreOne(r.ctx, request)
-	switch {
-	case err == nil:
+	if err == nil {
 		r.done(volumeReport{Name: u.Volume, Result: resultDone, URL: u.String()}, fmt.Sprintf("restored, %s fetched", daemon.Bytes(done.Fetched)))
-	case fault.Is(err, fault.ErrExists) && r.isFrom(u):
+		return
+	}
+	if _, before := r.c.restoredFrom(r.ctx.Context, u.Volume, u); before && fault.Is(err, fault.ErrExists) {
 		r.done(volumeReport{Name: u.Volume, Result: resultDone, URL: u.String()}, "was restored before")
-	default:
-		r.failed(u.Volume, err)
+		return
 	}
-}
-
-// isFrom reports whether a volume of the backup's volume's name was restored from the backup.
-func (r *backupRun) isFrom(u destination.URL) bool {
-	var v daemon.View
-	err := r.c.client.Get(r.ctx.Context, "/volumes/inspect", url.Values{"name": {u.Volume}}, &v)
-	if err != nil || v.Restore == nil {
-		return false
-	}
-	from, err := destination.ParseURL(v.Restore.URL)
-	return err == nil && from.Backup == u.Backup && v.State == "ready"
+	r.failed(u.Volume, err)
 }

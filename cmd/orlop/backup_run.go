@@ -184,6 +184,7 @@ func (r *backupRun) names() ([]string, error) {
 	if err := r.c.client.Get(r.ctx.Context, "/volumes", url.Values{"filter": r.ctx.StringSlice("filter")}, &views); err != nil {
 		return nil, err
 	}
+	r.c.answered = true
 	if len(views) == 0 && !r.ctx.Bool("all") {
 		return nil, fault.Errorf(fault.ErrNotFound, "backup run: no volume has %s", strings.Join(r.ctx.StringSlice("filter"), " and "))
 	}

@@ -30,7 +30,7 @@ const crashLimit = time.Minute
 // A crashHost is a data root for the real program, which runs as a process of its own and can be killed.
 type crashHost struct {
 	dir     string
-	program string
+	program string // empty: this test's, which is quicker to have
 	client  *control.Client
 	process *exec.Cmd
 	ended   chan struct{} // closed when the process has ended
@@ -38,19 +38,26 @@ type crashHost struct {
 
 func newCrashHost(t *testing.T) *crashHost {
 	t.Helper()
+	h := newQuickCrashHost(t)
+	h.program = h.path("orlop")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", h.program, "orlop/cmd/orlop")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return h
+}
+
+// newQuickCrashHost makes a host whose daemon is the program of the tests.
+func newQuickCrashHost(t *testing.T) *crashHost {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test attaches loop devices and mounts filesystems: run it as root (without root: make test-unit)")
 	}
 	dir, err := os.MkdirTemp("/tmp", "orlop-crash-")
 	check(t, err)
 	h := &crashHost{dir: dir}
-	h.program = h.path("orlop")
 	h.client = control.NewClient(h.path("control.sock"))
 	t.Cleanup(func() { h.remove(t) })
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", h.program, "orlop/cmd/orlop")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
 	return h
 }
 
@@ -74,8 +81,14 @@ func (h *crashHost) begin(t *testing.T) {
 	log, err := os.OpenFile(h.path("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	check(t, err)
 	defer log.Close()
-	h.process = exec.Command(h.program, "daemon", "--root", h.path("root"), "--pool-size", "8G",
-		"--control-socket", h.path("control.sock"), "--plugin-socket", h.path("plugin.sock"))
+	argv := []string{h.program, "daemon", "--root", h.path("root"), "--pool-size", "8G",
+		"--control-socket", h.path("control.sock"), "--plugin-socket", h.path("plugin.sock")}
+	if h.program == "" {
+		h.process = exec.Command(os.Args[0])
+		h.process.Env = append(os.Environ(), spaceDaemonArgs+"="+strings.Join(argv, "\n"))
+	} else {
+		h.process = exec.Command(argv[0], argv[1:]...)
+	}
 	h.process.Stdout, h.process.Stderr = log, log
 	check(t, h.process.Start())
 	h.ended = make(chan struct{})

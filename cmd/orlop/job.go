@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"text/tabwriter"
 	"time"
@@ -123,11 +124,14 @@ const (
 // do asks the daemon for long work and waits until it has ended. A daemon that restarts meanwhile is waited for, and the work
 // asked for again, which resumes it. When ctx ends, by ^C say, the job is canceled, unless it is another request's too.
 func (c *cli) do(ctx context.Context, path string, request control.Request) (j daemon.JobView, err error) {
-	for range resubmitLimit + 1 {
-		if err := c.client.Post(ctx, path, request, &j); err != nil {
+	joined := false
+	for try := range resubmitLimit + 1 {
+		if j, err = c.submit(ctx, path, request, try > 0); err != nil {
 			return j, err
 		}
-		joined := j.Joined
+		if try == 0 {
+			joined = j.Joined // later it is the restore that the daemon resumes itself
+		}
 		if j, err = c.follow(ctx, j); ctx.Err() != nil {
 			return j, c.abandon(j, joined)
 		}
@@ -142,6 +146,36 @@ func (c *cli) do(ctx context.Context, path string, request control.Request) (j d
 		}
 	}
 	return j, jobError(j)
+}
+
+// submit asks for long work, which was asked for before if again is set. A daemon that stops before it has answered is waited
+// for; one that does not run when the command begins is not.
+func (c *cli) submit(ctx context.Context, path string, request control.Request, again bool) (daemon.JobView, error) {
+	for deadline := time.Now().Add(reconnectLimit); ; again = true {
+		var j daemon.JobView // another one each time: what an answer leaves out is empty
+		err := c.client.Post(ctx, path, request, &j)
+		if again && path == restorePath && fault.Is(err, fault.ErrExists) {
+			if done, ok := c.restoredBefore(ctx, request); ok {
+				return done, nil
+			}
+		}
+		if err == nil {
+			c.answered = true
+			return j, nil
+		}
+		if !fault.Is(err, fault.ErrUnreachable) || !again && !c.answered && isDial(err) || time.Now().After(deadline) {
+			return j, err
+		}
+		if err := c.reconnect(ctx); err != nil {
+			return j, err
+		}
+	}
+}
+
+// isDial reports whether a request failed before it was sent.
+func isDial(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // abandon cancels a job that this command has asked for, and says what becomes of it.
@@ -165,7 +199,7 @@ func (c *cli) abandon(j daemon.JobView, joined bool) error {
 func (c *cli) follow(ctx context.Context, j daemon.JobView) (daemon.JobView, error) {
 	shown := c.newProgress("")
 	defer shown.end()
-	for {
+	for j.State == string(metadata.JobRunning) {
 		err := c.client.Stream(ctx, "/jobs/follow", url.Values{"id": {j.ID}}, func(line []byte) error {
 			if err := json.Unmarshal(line, &j); err != nil {
 				return fmt.Errorf("read answer: %w", err)
@@ -178,7 +212,7 @@ func (c *cli) follow(ctx context.Context, j daemon.JobView) (daemon.JobView, err
 		switch {
 		case ctx.Err() != nil:
 			return j, ctx.Err()
-		case err == nil && j.State != string(metadata.JobRunning):
+		case j.State != string(metadata.JobRunning):
 			return j, nil
 		case err != nil && !fault.Is(err, fault.ErrUnreachable):
 			return j, err
@@ -187,6 +221,7 @@ func (c *cli) follow(ctx context.Context, j daemon.JobView) (daemon.JobView, err
 			return j, err
 		}
 	}
+	return j, nil
 }
 
 // reconnect waits until the daemon answers.

@@ -33,7 +33,13 @@ func (h *host) snapshots(t *testing.T, volume ...string) (views []daemon.Snapsho
 // image returns the file in the pool that is a volume's device.
 func (h *host) image(t *testing.T, volume string) string {
 	t.Helper()
-	records, err := filepath.Glob(filepath.Join(h.root, "pool", "images", "*.json"))
+	return imageIn(t, filepath.Join(h.root, "pool"), volume)
+}
+
+// imageIn returns the file in a pool that is a volume's device.
+func imageIn(t *testing.T, pool, volume string) string {
+	t.Helper()
+	records, err := filepath.Glob(filepath.Join(pool, "images", "*.json"))
 	check(t, err)
 	var found string
 	for _, path := range records {

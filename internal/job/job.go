@@ -116,7 +116,7 @@ type Spec struct {
 type Work func(ctx context.Context, progress func(done, total int64)) (result any, err error)
 
 // Start starts a job and returns at once. If one of the same key runs already, it returns that one instead, and joined
-// is true. It fails with fault.ErrFailed once Stop was called.
+// is true. It fails with fault.ErrUnreachable once Stop was called: the next daemon takes the request.
 func (m *Manager) Start(ctx context.Context, spec Spec, work Work) (j metadata.Job, joined bool, err error) {
 	j = metadata.Job{
 		ID: uuid.Must(uuid.NewV7()).String(), Kind: spec.Kind, Key: spec.Key, Volume: spec.Volume, VolumeID: spec.VolumeID,
@@ -147,7 +147,7 @@ func (m *Manager) enter(r *running) (other *running, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.stopped {
-		return nil, fault.Errorf(fault.ErrFailed, "%w", errInterrupted)
+		return nil, fault.Errorf(fault.ErrUnreachable, "%w", errInterrupted)
 	}
 	for _, other := range m.running {
 		if other.job.Key == r.job.Key && other.job.State == metadata.JobRunning {
