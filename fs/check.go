@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"orlop/internal/fault"
 	"orlop/internal/run"
@@ -58,10 +59,19 @@ func (t Type) GrowOffline(ctx context.Context, r run.Runner, device string, size
 	}
 	// Forced, for a check that repairs nothing is not recorded.
 	if _, err := r.Run(ctx, "resize2fs", "-f", device, strconv.FormatInt(size/ext4Block, 10)); err != nil {
-		return false, err
+		return false, withoutAdvice(err)
 	}
 	if _, err := r.Run(ctx, "e2fsck", "-f", "-n", device); err != nil {
 		return false, fmt.Errorf("check after growing: %w", err)
 	}
 	return madeLostFound, nil
+}
+
+// withoutAdvice cuts off what resize2fs advises to run: the device that it names is gone by the time somebody reads it.
+func withoutAdvice(err error) error {
+	var failed *run.ExitError
+	if errors.As(err, &failed) {
+		failed.Output, _, _ = strings.Cut(failed.Output, "; Please run")
+	}
+	return err
 }

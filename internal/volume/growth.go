@@ -375,7 +375,7 @@ func (m *Manager) growAside(ctx context.Context, v metadata.Volume, kind fs.Type
 	}
 	madeLostFound, err := m.host.GrowOffline(ctx, kind, path, v.Size)
 	if err != nil {
-		return err
+		return fmt.Errorf("a copy of its filesystem cannot be grown, and the volume is unchanged; try a smaller size: %w", err)
 	}
 	return m.aside(v, kind, path, func(dir string) error {
 		if madeLostFound {
