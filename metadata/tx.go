@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -359,11 +360,13 @@ func hasPrefix(key []byte, prefix string) bool {
 }
 
 func write(t *Tx, bucket []byte, key string, record any) error {
-	raw, err := json.Marshal(record)
-	if err != nil {
+	var raw bytes.Buffer
+	encoder := json.NewEncoder(&raw)
+	encoder.SetEscapeHTML(false) // the result of a job is shown as it is, URLs included
+	if err := encoder.Encode(record); err != nil {
 		return fmt.Errorf("metadata %s/%s: %w", bucket, key, err)
 	}
-	if err := t.tx.Bucket(bucket).Put([]byte(key), raw); err != nil {
+	if err := t.tx.Bucket(bucket).Put([]byte(key), bytes.TrimSpace(raw.Bytes())); err != nil {
 		return fmt.Errorf("metadata %s/%s: %w", bucket, key, err)
 	}
 	return nil

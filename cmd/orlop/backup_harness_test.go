@@ -268,3 +268,14 @@ func noise(seed uint64, n int) []byte {
 	_, _ = rand.NewChaCha8(sum).Read(data)
 	return data
 }
+
+// elsewhere runs a command that must succeed in a process of its own, as users do: sessions of a repository are told apart by
+// their processes.
+func elsewhere(args ...string) error {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), spaceDaemonArgs+"="+strings.Join(append([]string{"orlop"}, args...), "\n"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("orlop %q: %w: %s", args, err, out)
+	}
+	return nil
+}

@@ -61,7 +61,7 @@ func (m *Manager) base(ctx context.Context, r *destination.Repository, s metadat
 	if found.backup == nil {
 		return found, nil
 	}
-	if _, found.release, err = m.volumes.Pin(found.snapshot.ID, "a backup"); err != nil {
+	if _, found.release, err = m.volumes.Pin(found.snapshot.ID, "a backup to "+r.Destination.String()); err != nil {
 		if fault.Is(err, fault.ErrInUse) || fault.Is(err, fault.ErrNotFound) { // it is just being deleted
 			return base{}, nil
 		}

@@ -141,7 +141,7 @@ func (m *Manager) source(ctx context.Context, r *destination.Repository, v metad
 
 // upload backs up a snapshot, which it pins meanwhile.
 func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metadata.Snapshot, progress func(done, total int64)) (made Made, err error) {
-	s, unpin, err := m.volumes.Pin(s.ID, "a backup")
+	s, unpin, err := m.volumes.Pin(s.ID, "a backup to "+r.Destination.String())
 	if err != nil {
 		return made, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"orlop/blockdev"
@@ -220,7 +221,7 @@ func (m *Manager) nearest(ctx context.Context, r *destination.Repository, v meta
 	if found.backup == nil {
 		return found, nil
 	}
-	if _, found.release, err = m.volumes.Pin(found.snapshot.ID, "a restore"); err != nil {
+	if _, found.release, err = m.volumes.Pin(found.snapshot.ID, "a restore of volume "+strconv.Quote(v.Name)); err != nil {
 		return base{}, nil // it is just being deleted
 	}
 	return found, nil
