@@ -98,6 +98,16 @@ func (m *Manager) statVolume(ctx context.Context, pool blockdev.Pool, v metadata
 	return info, err
 }
 
+// CheckDevice fails with fault.ErrCorrupt if a snapshot's device is smaller than it was, and with fault.ErrNotFound if it is
+// gone.
+func (m *Manager) CheckDevice(ctx context.Context, s metadata.Snapshot) error {
+	pool, err := m.volumes.Pool(s.Volume)
+	if err != nil {
+		return err
+	}
+	return refuseTruncated(ctx, pool, s)
+}
+
 // refuseTruncated fails with fault.ErrCorrupt if a snapshot's device is smaller than it was, with fault.ErrNotFound if it
 // is gone.
 func refuseTruncated(ctx context.Context, pool blockdev.Pool, s metadata.Snapshot) error {

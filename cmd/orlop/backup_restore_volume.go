@@ -51,6 +51,9 @@ func (c *cli) restoreVolume(ctx *urfave.Context, u destination.URL, name string)
 	}
 	request.URL = u.String()
 	done, err := c.restoreOne(ctx, request)
+	if fault.Is(err, fault.ErrExists) {
+		return fmt.Errorf("%w: give the new volume another name, or replace the content of that one with --in-place", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (m *Manager) base(ctx context.Context, r *destination.Repository, s metadat
 			continue
 		}
 		for _, candidate := range snapshots {
-			if !holds(candidate, b) || candidate.State != metadata.Ready || candidate.Volume.PoolUUID != s.Volume.PoolUUID {
+			if !holds(candidate, b) || candidate.Volume.PoolUUID != s.Volume.PoolUUID || !m.usable(ctx, candidate) {
 				continue
 			}
 			found.backup, found.snapshot = b, candidate
@@ -68,6 +68,18 @@ func (m *Manager) base(ctx context.Context, r *destination.Repository, s metadat
 		return base{}, err
 	}
 	return found, nil
+}
+
+// usable reports whether a snapshot can be read. One that is damaged is as good as none: more is read, or fetched, without it.
+func (m *Manager) usable(ctx context.Context, s metadata.Snapshot) bool {
+	if s.State != metadata.Ready {
+		return false
+	}
+	err := m.snapshots.CheckDevice(ctx, s)
+	if err != nil {
+		m.log.Warn("snapshot is of no use", "volume", s.Volume.Name, "snapshot", s.Name, "error", err)
+	}
+	return err == nil
 }
 
 // holds reports whether a snapshot's content is that of a backup: the backup was made of it, or the volume was restored

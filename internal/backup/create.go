@@ -146,6 +146,9 @@ func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metad
 		return made, err
 	}
 	defer unpin()
+	if err := m.snapshots.CheckDevice(ctx, s); err != nil {
+		return made, err
+	}
 	damage := r.RememberedDamage()
 	base, err := m.base(ctx, r, s, damage)
 	if err != nil {

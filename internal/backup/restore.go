@@ -169,16 +169,14 @@ func (m *Manager) fill(ctx context.Context, v metadata.Volume, u destination.URL
 	return stats, err
 }
 
-// contents returns what fills a device with a backup's content, beginning with a copy of the nearest snapshot.
+// contents returns what fills a device with a backup's content, beginning with a copy of the nearest snapshot. Every chunk of
+// that copy is checked: whoever restores may have lost data to a bad disk, and the snapshot shares its blocks.
 func (m *Manager) contents(v metadata.Volume, r *destination.Repository, b *repo.Backup, near base, progress func(done, total int64), stats *repo.Restored) (c volume.Contents, err error) {
 	c.Write = func(ctx context.Context, device *os.File, resumed bool) (err error) {
 		blank := !resumed && near.backup == nil
 		o := repo.Restore{Backup: b, Target: sparse{repo.FileTarget{File: device}, blank}, Progress: progress}
-		switch {
-		case resumed:
+		if !blank {
 			o.Found = device
-		case near.backup != nil:
-			o.Base = near.backup
 		}
 		*stats, err = r.Restore(ctx, o)
 		return err
@@ -213,7 +211,7 @@ func (m *Manager) nearest(ctx context.Context, r *destination.Repository, v meta
 			continue
 		}
 		for _, s := range snapshots {
-			if s.State == metadata.Ready && s.Volume.PoolUUID == v.PoolUUID && s.Volume.Lineage == b.Lineage && s.Size <= b.Size && holds(s, other) {
+			if s.Volume.PoolUUID == v.PoolUUID && s.Volume.Lineage == b.Lineage && s.Size <= b.Size && holds(s, other) && m.usable(ctx, s) {
 				found.backup, found.snapshot = other, s
 			}
 		}
