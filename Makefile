@@ -12,7 +12,7 @@ UNITS := /etc/systemd/system
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GO_TEST := CGO_ENABLED=1 go test -race -tags root -count=1
-LIMIT := $(if $(ORLOP_SOAK),12h,20m)
+LIMIT := $(if $(ORLOP_SOAK),12h,40m)
 FUZZ_TIME ?= 10s
 LINTER := bin/tools/golangci-lint
 
