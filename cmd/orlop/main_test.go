@@ -4,6 +4,8 @@ package main
 
 import (
 	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"orlop/internal/namespacetest"
@@ -17,6 +19,13 @@ func TestMain(m *testing.M) {
 	}
 	if dir := os.Getenv(spaceWriterDir); dir != "" {
 		os.Exit(beSpaceWriter(dir))
+	}
+	// A process that ignores these, under nohup say, hands that down to the commands that tests interrupt; one that is
+	// notified of them does not.
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 	os.Exit(namespacetest.Run(m.Run))
 }
