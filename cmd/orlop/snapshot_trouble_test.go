@@ -238,7 +238,7 @@ func TestSnapshotNamesThatFitNoneOrSeveralListTheCandidates(t *testing.T) {
 		{[]string{"snapshot", "diff", "a@only", "b@same"}, 2, []string{"not of one volume"}},
 		{[]string{"snapshot", "create", "a", "--name", "only"}, 4, []string{"a@only", "already exists"}},
 		{[]string{"snapshot", "create", "a", "--name", "../x"}, 2, []string{"../x"}},
-		{[]string{"delete", "a"}, 4, []string{"2 snapshots: same, only", "orlop delete --snapshots a"}},
+		{[]string{"delete", "a"}, 4, []string{"2 snapshots (same, only)", "orlop delete --snapshots a"}},
 	} {
 		got := h.orlop(test.args...)
 		if got.code != test.code {
