@@ -133,8 +133,17 @@ func (m *Manager) restore(ctx context.Context, v metadata.Volume, u destination.
 	return done, nil
 }
 
-// mayPass reports whether a failure may pass by itself: a destination that is away for a while.
+// An away is the failure to open a repository that was there when the restore was asked for.
+type away struct{ error }
+
+func (a away) Unwrap() error { return a.error }
+
+// mayPass reports whether a failure may pass by itself: a destination that is away for a while, or is mounted later than the
+// daemon starts.
 func mayPass(err error) bool {
+	if errors.As(err, new(away)) && fault.Is(err, fault.ErrNotFound) {
+		return true
+	}
 	switch fault.KindOf(err) {
 	case fault.ErrFailed, fault.ErrUnreachable:
 		return !errors.Is(err, context.Canceled)
@@ -146,7 +155,7 @@ func mayPass(err error) bool {
 func (m *Manager) fill(ctx context.Context, v metadata.Volume, u destination.URL, progress func(done, total int64)) (stats repo.Restored, err error) {
 	r, release, err := m.opened(ctx, Target{u.Destination, v.Restore.KeyFile})
 	if err != nil {
-		return stats, err
+		return stats, away{err}
 	}
 	defer release()
 	b, err := r.Find(ctx, u, nil)
@@ -249,34 +258,5 @@ func (m *Manager) giveUp(ctx context.Context, v metadata.Volume, why error) erro
 	if fault.Is(err, fault.ErrNotFound) {
 		return nil // deleted meanwhile
 	}
-	return err
-}
-
-// Resume begins the restores again that an earlier daemon did not finish. It comes after the recovery of volumes, snapshots
-// and jobs.
-func (m *Manager) Resume(ctx context.Context) error {
-	var volumes []metadata.Volume
-	err := m.store.View(func(tx *metadata.Tx) (err error) { volumes, err = tx.Volumes(); return err })
-	if err != nil {
-		return err
-	}
-	for _, v := range volumes {
-		if v.State != metadata.Restoring {
-			continue
-		}
-		if _, _, err := m.startRestore(ctx, v); err != nil {
-			m.log.Error("cannot resume restore", "volume", v.Name, "error", err)
-		}
-	}
-	return nil
-}
-
-// CancelRestore ends the job that restores a volume, given by its ID, and waits for its end. Without one it does nothing.
-func (m *Manager) CancelRestore(ctx context.Context, volume string) error {
-	j, ok := m.jobs.Running(RestoreKey(volume))
-	if !ok {
-		return nil
-	}
-	_, err := m.jobs.Cancel(ctx, j.ID)
 	return err
 }
