@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,11 +16,12 @@ import (
 
 // A Spec says what snapshots to take. Its values have been checked.
 type Spec struct {
-	Name    string // empty: made of the time
+	Name    string // empty: made of the time; of a managed one a number may follow that makes it new
 	Labels  map[string]string
 	Managed bool // taken by a backup: never in the way of a deletion
 
-	Repository string // of a managed one: ID of the repository that it is taken for
+	Repository string    // of a managed one: ID of the repository that it is taken for
+	Created    time.Time // by the clock of whoever takes it; zero for that of this host
 }
 
 // Create takes a snapshot of each of the volumes, all of one point in time, all or none. Writers to mounted volumes wait
@@ -79,7 +81,11 @@ func (c capture) record(m *Manager, v metadata.Volume) (blockdev.Record, error) 
 
 // plan checks what can be checked beforehand and mints the IDs.
 func (m *Manager) plan(ctx context.Context, volumes []string, spec Spec) ([]capture, error) {
-	now := time.Now().UTC().Truncate(time.Millisecond)
+	now := spec.Created
+	if now.IsZero() {
+		now = time.Now()
+	}
+	now = now.UTC().Truncate(time.Millisecond)
 	group := ""
 	if len(volumes) > 1 {
 		group = string(blockdev.NewID())
@@ -130,8 +136,8 @@ func (m *Manager) announce(ctx context.Context, captures []capture, name string)
 			if v.State != metadata.Ready || v.Device != c.volume.Device {
 				return fault.Errorf(fault.ErrInUse, "volume %q: is being changed", v.Name)
 			}
-			if name == "" {
-				if c.snapshot.Name, err = unusedName(tx, v.ID, stamp(c.snapshot.Created)); err != nil {
+			if name == "" || c.snapshot.Managed {
+				if c.snapshot.Name, err = unusedName(tx, v.ID, cmp.Or(name, stamp(c.snapshot.Created))); err != nil {
 					return err
 				}
 			}

@@ -131,8 +131,9 @@ func (m *Manager) source(ctx context.Context, r *destination.Repository, v metad
 		err = m.store.View(func(tx *metadata.Tx) error { s, err = tx.Snapshot(id); return err })
 		return s, false, err
 	}
-	name := "backup-" + m.now().UTC().Format("20060102T150405.000Z")
-	list, err := m.snapshots.Create(ctx, []string{v.ID}, snapshot.Spec{Name: name, Managed: true, Repository: r.ID().String()})
+	now := m.now().UTC()
+	name := "backup-" + now.Format("20060102T150405.000Z")
+	list, err := m.snapshots.Create(ctx, []string{v.ID}, snapshot.Spec{Name: name, Managed: true, Repository: r.ID().String(), Created: now})
 	if err != nil {
 		return s, false, err
 	}
