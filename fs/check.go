@@ -67,7 +67,7 @@ func (t Type) GrowOffline(ctx context.Context, r run.Runner, device string, size
 	return madeLostFound, nil
 }
 
-// withoutAdvice cuts off what resize2fs advises to run: the device that it names is gone by the time somebody reads it.
+// withoutAdvice cuts off what resize2fs advises to run: the device that it names no longer exists when the message is read.
 func withoutAdvice(err error) error {
 	var failed *run.ExitError
 	if errors.As(err, &failed) {

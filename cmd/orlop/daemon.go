@@ -323,7 +323,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 	return group.Wait()
 }
 
-// detachAll ends all jobs, unmounts what nobody holds and frees the pools. If it fails, what jobs were doing is resumed.
+// detachAll ends all jobs, unmounts the volumes without holders and frees the pools. If it fails, the jobs are resumed.
 func detachAll(ctx context.Context, m managers, pools *poolSet) (err error) {
 	m.jobs.Stop(jobsLimit)
 	defer func() {
