@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	urfave "github.com/urfave/cli/v2"
@@ -20,8 +21,11 @@ import (
 // notified runs a command that only pings and notifies, once, and returns what the listener heard, METHOD PATH, and the error.
 func notified(t *testing.T, failed error, args ...string) (heard []string, stderr string, err error) {
 	t.Helper()
+	var mu sync.Mutex // the listener's connections are many
 	listener := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
 		if failed != nil && r.Method == http.MethodPost && !strings.Contains(string(body), failed.Error()) {
 			t.Errorf("%s does not hold the error: %s", r.URL, body)
 		}
@@ -56,6 +60,8 @@ func notified(t *testing.T, failed error, args ...string) (heard []string, stder
 		return nil
 	}}
 	err = app.Run(append([]string{"orlop"}, args...))
+	mu.Lock()
+	defer mu.Unlock()
 	return heard, errs.String(), err
 }
 

@@ -15,7 +15,7 @@ import (
 // asNobody runs the command line as a user without rights.
 func (h *host) asNobody(t *testing.T, args ...string) (got outcome) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "orlop-nobody-") // that of this program is closed
+	dir, err := os.MkdirTemp("/tmp", "orlop-nobody-") // $TMPDIR and the directory of this program may be closed to others
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -305,19 +305,21 @@ func usesAreNamed(t *testing.T, w *world) {
 			w.mount(t, "docker")
 			names, end := begin(t)
 			w.unmount(t, "docker")
-			doors := map[string]func() error{
-				"umount":  func() error { return unmountUser(ctx, w, id) },
-				"delete":  func() error { return w.Delete(ctx, id, true) },
-				"restore": func() error { _, err := w.snaps.Restore(ctx, taken[0].ID, true); return err },
-				"detach":  func() error { return w.SettleAll(ctx) },
-			}
-			for door, try := range doors {
-				if door != "umount" && name != "bind mount of a directory" && name != "open device" {
+			for _, door := range []struct {
+				name string
+				try  func() error
+			}{
+				{"umount", func() error { return unmountUser(ctx, w, id) }}, // first: detach names a holder in place of the kernel's users
+				{"delete", func() error { return w.Delete(ctx, id, true) }},
+				{"restore", func() error { _, err := w.snaps.Restore(ctx, taken[0].ID, true); return err }},
+				{"detach", func() error { return w.SettleAll(ctx) }},
+			} {
+				if door.name != "umount" && name != "bind mount of a directory" && name != "open device" {
 					continue // they are alike, and each waits for a second
 				}
-				err := try()
+				err := door.try()
 				if !fault.Is(err, fault.ErrInUse) || !strings.Contains(err.Error(), names) {
-					t.Errorf("%s: %v: does not name %q", door, err, names)
+					t.Errorf("%s: %v: does not name %q", door.name, err, names)
 				}
 			}
 			if uses := w.Lingering(ctx, w.volume(t, subject)); !strings.Contains(strings.Join(uses, ", "), names) {
