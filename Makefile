@@ -134,7 +134,7 @@ lint: need-go $(LINTER) ## check the format, the Go code and the scripts
 	go vet ./...
 	go vet -tags root ./...
 	$(LINTER) run
-	shellcheck tools/*.sh .ci/run
+	shellcheck tools/*.sh tools/vm/*.sh .ci/run
 
 $(LINTER): tools/go.mod tools/go.sum | need-go
 	go -C tools build -buildvcs=false -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages of the commands that are missing: tools/deps.sh GROUP...
-# Groups: build, run (what the daemon calls), quickstart, lint, test, bench. Nothing is removed, nothing is upgraded that
+# Groups: build, run (what the daemon calls), quickstart, lint, test, vm, bench. Nothing is removed, nothing is upgraded that
 # apt does not have to, no service is started, and no PostgreSQL cluster is made.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -52,13 +52,21 @@ group() {
 		need python3-cryptography /usr/lib/python3/dist-packages/cryptography
 		need python3-zstandard /usr/lib/python3/dist-packages/zstandard
 		;;
+	vm) # see tools/vm; the kernel is not installed
+		group run
+		need qemu-system-x86 qemu-system-x86_64
+		need lvm2 lvm
+		need thin-provisioning-tools thin_delta
+		need kmod depmod modprobe
+		static busybox || missing+=(busybox-static)
+		;;
 	bench)
 		need fio fio
 		need restic restic
 		need borgbackup borg
 		;;
 	*)
-		echo "usage: $0 build|run|quickstart|lint|test|bench..." >&2
+		echo "usage: $0 build|run|quickstart|lint|test|vm|bench..." >&2
 		exit 2
 		;;
 	esac
