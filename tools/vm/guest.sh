@@ -3,11 +3,11 @@
 # describes, sends its output and exit status to the host over virtio ports, and turns the machine off.
 set -u
 run=$1
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TMPDIR=/tmp
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TMPDIR=/mnt
 
 off() {
 	sync
-	umount /tmp 2> /dev/null
+	umount /mnt 2> /dev/null
 	echo 1 > /proc/sys/kernel/sysrq
 	echo o > /proc/sysrq-trigger
 	while :; do sleep 1; done
@@ -36,7 +36,6 @@ modules='' directory='' environment=()
 source "$run/settings" # sets these three: where the kernel's modules are, and where and with what the command is run
 mkdir -p /lib/modules
 mount --bind "$modules" /lib/modules
-modprobe -a virtio_blk virtio_console loop ext4 xfs dm-mod dm-thin-pool
 
 for path in /sys/class/virtio-ports/*; do
 	case $(< "$path/name") in
@@ -45,8 +44,8 @@ for path in /sys/class/virtio-ports/*; do
 	esac
 done
 
-# The first disk is the room for temporary files, on ext4; the second stays blank.
-mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/vda && mount -o discard /dev/vda /tmp && chmod 1777 /tmp
+# The first disk is the room for temporary files, on ext4; the second stays blank. What is in /tmp on the host can be seen.
+mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/vda && mount -o discard /dev/vda /mnt && chmod 1777 /mnt
 export ORLOP_VM_DISK=/dev/vdb
 
 cd "$directory" || exit

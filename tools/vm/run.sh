@@ -7,7 +7,7 @@
 #   --env NAME=VALUE   add to the command's environment; variables named ORLOP_* are carried over by themselves
 #
 # The machine is emulated (qemu, TCG) and sees the host's whole file tree; what it writes there stays in its memory. Also
-# in there: an empty ext4 at /tmp on a disk of 16 GiB, and a blank disk, whose name is in ORLOP_VM_DISK. Both are sparse files
+# in there: an empty ext4 at /mnt, which is TMPDIR, on a disk of 16 GiB, and a blank disk, whose name is in ORLOP_VM_DISK. Both are sparse files
 # which are gone with the machine. No network but loopback; no udev and no systemd.
 # The command runs in the same directory as here; what it prints, to stdout and stderr, comes out on stdout. The exit
 # status is the command's, 124 when the limit was reached, and 125 when the machine ended without one. Then, and when the
@@ -57,13 +57,14 @@ trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# The modules that lead to the host's root, each after those that it needs; guest.sh loads the rest with modprobe.
+# The modules that lead to the host's root and those that every test needs, which load faster from here. Each comes after
+# those that it needs. The kernel loads others by itself, from the host's root.
 initramfs() {
 	local name file
 	mkdir -p "$run/initramfs/bin" "$run/initramfs/modules" "$run/initramfs/dev"
 	cp "$(command -v busybox)" "$run/initramfs/bin/busybox"
 	install -m 755 "$here/init.sh" "$run/initramfs/init"
-	for name in virtio_pci 9pnet_virtio 9p overlay; do
+	for name in virtio_pci 9pnet_virtio 9p overlay virtio_blk virtio_console loop ext4 xfs dm-mod dm-thin-pool; do
 		modprobe -d "$kernel" -S "$version" --show-depends "$name"
 	done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
 		cp "$file" "$run/initramfs/modules/"
