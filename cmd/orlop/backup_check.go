@@ -213,7 +213,7 @@ func (c *cli) backupPruneCommand() *urfave.Command {
 			&urfave.StringFlag{Name: "volume-name", Usage: "only volumes named NAME"},
 			&urfave.StringFlag{Name: "host", Usage: "only backups made by host NAME"},
 			&urfave.BoolFlag{Name: "dry-run", Usage: "show what would be deleted, change nothing"},
-			&urfave.BoolFlag{Name: "force", Usage: "apply the rules although the times of backups look wrong"},
+			&urfave.BoolFlag{Name: "force", Usage: "apply the rules to the dates of backups as they are, though a clock may have been wrong"},
 		),
 		Action: func(ctx *urfave.Context) error {
 			at, err := destinationOf(ctx)
@@ -277,8 +277,7 @@ func policyOf(ctx *urfave.Context) (policy repo.Policy, err error) {
 type pruneView struct {
 	Removed []backup.View `json:"removed"`
 	Kept    int           `json:"kept"`
-	Skipped []string      `json:"skipped"` // why volumes were left alone
-	Freed   int64         `json:"freed"`   // bytes
+	Freed   int64         `json:"freed"` // bytes
 	DryRun  bool          `json:"dry_run"`
 
 	Warnings []string `json:"warnings"`
@@ -292,7 +291,7 @@ func (c *cli) prune(ctx *urfave.Context, r *destination.Repository, policy repo.
 	if err != nil {
 		return err
 	}
-	view := pruneView{Removed: []backup.View{}, Skipped: []string{}, DryRun: ctx.Bool("dry-run")}
+	view := pruneView{Removed: []backup.View{}, DryRun: ctx.Bool("dry-run")}
 	done, failed := repo.Pruned{Removed: plan.Remove, Kept: plan.Kept}, plan.Err
 	if !view.DryRun {
 		done, failed = plan.Execute(ctx.Context)
@@ -302,12 +301,12 @@ func (c *cli) prune(ctx *urfave.Context, r *destination.Repository, policy repo.
 		view.Removed = append(view.Removed, backup.NewView(r, b))
 	}
 	for _, doubt := range plan.Doubts {
-		view.Skipped = append(view.Skipped, doubt.Error())
+		c.warn(doubt)
 	}
 	if !plan.Matched && failed == nil && (ctx.IsSet("volume-name") || ctx.IsSet("host")) {
 		failed = errNoMatch(ctx)
 	}
-	return fault.Join(slices.Concat([]error{failed}, plan.Doubts, []error{c.printPrune(view, policy.IsZero(), failed == nil)})...)
+	return fault.Join(failed, c.printPrune(view, policy.IsZero(), failed == nil))
 }
 
 // matches reports whether a backup is of the volume and the host that prune was limited to.

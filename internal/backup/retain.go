@@ -26,7 +26,7 @@ func (m *Manager) retain(ctx context.Context, r *destination.Repository, v metad
 		return
 	}
 	plan, err := r.PlanPrune(ctx, repo.PruneOptions{
-		Policy: policy, Lineages: []string{v.Lineage}, ForgetOnly: true, Now: m.now(),
+		Policy: policy, Lineages: []string{v.Lineage}, ForgetOnly: true,
 		Match: func(b *repo.Backup) bool { return b.Volume.ID == v.ID },
 	})
 	if err != nil {
@@ -34,7 +34,9 @@ func (m *Manager) retain(ctx context.Context, r *destination.Repository, v metad
 		return
 	}
 	for _, doubt := range plan.Doubts {
-		m.warn(made, "retention policy not applied", doubt)
+		if doubt.Obvious { // once, and not after each night in which the host was off
+			m.warn(made, "backups kept beyond the retention policy", doubt)
+		}
 	}
 	done, err := plan.Execute(ctx)
 	m.warn(made, "cannot apply retention policy", err)

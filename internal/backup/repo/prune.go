@@ -22,8 +22,7 @@ type PruneOptions struct {
 	Lineages []string           // nil: all
 	Match    func(*Backup) bool // the backups that the policy is applied to, the others are kept; nil: all
 	Affected func(*Backup) bool // reports whether damage is known to affect a backup, so that it is not a good one; may be nil
-	Force    bool               // apply the policy although the times of backups look wrong
-	Now      time.Time          // zero: the present
+	Force    bool               // apply the policy to the dates of backups as they are
 
 	// ForgetOnly lets Execute free no space. Free does that.
 	ForgetOnly bool
@@ -38,7 +37,7 @@ type PrunePlan struct {
 	Remove  []*Backup // in the order of their lineages, and of each the oldest first
 	Kept    int       // how many backups are not removed, as far as could be looked at
 	Matched bool      // whether Match let any backup pass
-	Doubts  []error   // why volumes are left alone, whose backups have strange times
+	Doubts  []*Doubt  // of the volumes of which more is kept than the rules say, as clocks may have been wrong
 	Err     error     // what failed in lineages, joined and of the first's kind; nil if nothing did
 
 	repository *Repository
@@ -52,7 +51,7 @@ type lineagePlan struct {
 	checks KnownHead // the head that was looked at; zero if there is none
 	all    int       // backups in it
 	remove []*Backup
-	doubts []error
+	doubts []*Doubt
 	match  bool
 	err    error
 }
@@ -68,9 +67,6 @@ type Pruned struct {
 // check, that nothing is missing of what the remaining backups need. It fails if it cannot list the lineages; what fails in
 // one of them stands in the plan and keeps it from no other.
 func (r *Repository) PlanPrune(ctx context.Context, o PruneOptions) (*PrunePlan, error) {
-	if o.Now.IsZero() {
-		o.Now = time.Now()
-	}
 	names := o.Lineages
 	if names == nil {
 		var err error
@@ -123,7 +119,7 @@ func (p *PrunePlan) choose(l *lineagePlan, backups []*Backup) (records []string)
 	if p.options.Policy.IsZero() {
 		return nil
 	}
-	for _, v := range Retain(chosen, p.options.Policy, p.options.Now, p.options.Affected, p.options.Force) {
+	for _, v := range Retain(chosen, p.options.Policy, p.options.Affected, p.options.Force) {
 		if v.Doubt != nil {
 			l.doubts = append(l.doubts, v.Doubt)
 		}

@@ -20,7 +20,7 @@ type Policy struct {
 	Weekly  int // weeks begin on Mondays
 	Monthly int
 	Yearly  int
-	Within  Span // all that are younger than the newest one by no more than this
+	Within  Span // all that are older than the newest one by less than this
 }
 
 // IsZero tells whether the policy has no rule.
@@ -136,21 +136,26 @@ type Verdict struct {
 	Volume string // the volume's ID
 	Keep   []*Backup
 	Remove []*Backup // both with the oldest first
-
-	// Doubt, if it is not nil, tells why the times of the backups cannot be trusted. Then nothing is removed.
-	Doubt error
+	Doubt  *Doubt    // nil if the dates need no allowance
 }
 
-// clockGap is how long after its predecessor a newest backup may be, however often there were backups, before its clock
-// is doubted.
-const clockGap = 30 * 24 * time.Hour
+// A Doubt says that a clock is or was wrong, or may have been, so that backups are kept which the rules alone would remove.
+type Doubt struct {
+	// Obvious reports whether the newest backup itself is dated before the one before, or months after it.
+	Obvious bool
 
-// Retain applies a policy to the backups of one lineage, for each volume by itself. The order of backups is that of
-// their sequence numbers, whatever the clocks said. The newest backup of a volume is always kept, and so is the newest
-// that hurt, which may be nil, does not report as damaged. If now is before the newest backup of a volume, or that is
-// more than 30 days after the one before it and more than twice the usual gap, some clock was wrong: Verdict.Doubt,
-// unless force.
-func Retain(backups []*Backup, policy Policy, now time.Time, hurt func(*Backup) bool, force bool) []Verdict {
+	text string
+}
+
+func (d *Doubt) Error() string { return d.text }
+
+// Retain applies a policy to the backups of one lineage, for each volume by itself. Backups are ordered by their sequence
+// numbers. The newest backup of a volume is always kept, and so is the newest that affected, which may be nil, does not
+// report as damaged.
+//
+// Dates are those of the writers' clocks, which may have been wrong. Retain therefore makes allowance (see allow), and keeps
+// what the policy would have kept with right clocks. With force it goes by the dates as they are. It reads no clock itself.
+func Retain(backups []*Backup, policy Policy, affected func(*Backup) bool, force bool) []Verdict {
 	volumes := map[string][]*Backup{}
 	for _, b := range backups {
 		volumes[b.Volume.ID] = append(volumes[b.Volume.ID], b)
@@ -159,16 +164,19 @@ func Retain(backups []*Backup, policy Policy, now time.Time, hurt func(*Backup) 
 	for id, of := range volumes {
 		slices.SortFunc(of, func(a, b *Backup) int { return cmp.Compare(b.Sequence, a.Sequence) })
 		v := Verdict{Volume: id}
+		kept := policy.keep(of, literally(of))
 		if !force {
-			v.Doubt = doubt(of, now)
+			literal := kept
+			kept = policy.keep(of, allow(of))
+			keepEvidence(kept, of)
+			v.Doubt = doubt(of, literal, kept)
 		}
-		kept := policy.keep(of)
 		kept[0] = true
-		if good := slices.IndexFunc(of, func(b *Backup) bool { return hurt == nil || !hurt(b) }); good >= 0 {
+		if good := slices.IndexFunc(of, func(b *Backup) bool { return affected == nil || !affected(b) }); good >= 0 {
 			kept[good] = true
 		}
 		for i, b := range slices.Backward(of) {
-			if kept[i] || v.Doubt != nil {
+			if kept[i] {
 				v.Keep = append(v.Keep, b)
 			} else {
 				v.Remove = append(v.Remove, b)
@@ -180,61 +188,51 @@ func Retain(backups []*Backup, policy Policy, now time.Time, hurt func(*Backup) 
 	return verdicts
 }
 
-// doubt tells what is strange about the times of a volume's backups, given with the newest first.
-func doubt(backups []*Backup, now time.Time) error {
-	newest := backups[0]
-	const hint = "a clock is, or was, wrong; look at the times, and use --force if they are right"
-	if now.Before(newest.Created) {
-		return fmt.Errorf("volume %q: its newest backup %s is of %s, and now is %s: %s", newest.Volume.Name, newest.ID(),
-			newest.Created.Format(time.RFC3339), now.UTC().Format(time.RFC3339), hint)
-	}
-	if len(backups) == 1 {
-		return nil
-	}
-	before := backups[1]
-	if gap := newest.Created.Sub(before.Created); gap > clockGap && gap > 2*usualGap(backups[1:]) {
-		return fmt.Errorf("volume %q: its newest backup %s is of %s, %d days after the one before, %s of %s: %s", newest.Volume.Name,
-			newest.ID(), newest.Created.Format(time.RFC3339), gap/(24*time.Hour), before.ID(), before.Created.Format(time.RFC3339), hint)
-	}
-	return nil
-}
-
-// usualGap is the longer of the two gaps between the three newest of these backups, given with the newest first. Older
-// ones do not count: retention has thinned them. A single backup, as monthly ones with a rule of one leave it, passes for
-// a monthly one.
-func usualGap(backups []*Backup) time.Duration {
-	if len(backups) == 1 {
-		return clockGap
-	}
-	usual := backups[0].Created.Sub(backups[1].Created)
-	if len(backups) > 2 {
-		usual = max(usual, backups[1].Created.Sub(backups[2].Created))
-	}
-	return usual
-}
-
-// keep tells which backups, given with the newest first, the policy keeps.
-func (p Policy) keep(backups []*Backup) []bool {
+// keep reports which backups, given with the newest first, the policy keeps, with an allowance for each.
+func (p Policy) keep(backups []*Backup, allowed []allowance) []bool {
 	kept := make([]bool, len(backups))
 	for i := range backups {
 		kept[i] = i < p.Last
 	}
 	for _, rule := range periodOf {
-		left, last := rule.count(p), ""
-		for i, b := range backups {
-			period := rule.period(b.Created.UTC())
-			if left > 0 && (period != last || i == len(backups)-1) {
-				kept[i] = true
-				last = period
-				left--
-			}
+		if count := rule.count(p); count > 0 {
+			keepPeriods(kept, backups, allowed, count, rule.period)
 		}
 	}
 	if p.Within != (Span{}) {
-		since := p.Within.before(backups[0].Created.UTC())
-		for i, b := range backups {
-			kept[i] = kept[i] || b.Created.After(since)
+		newest := backups[slices.IndexFunc(allowed, func(a allowance) bool { return !a.disbelieved })].Created.UTC()
+		since := p.Within.before(newest)
+		for i, a := range allowed {
+			kept[i] = kept[i] || newest.Add(-a.age).After(since)
 		}
 	}
 	return kept
+}
+
+// keepPeriods keeps the newest backup of each of so many periods, and the oldest as long as the rule may keep more. Only
+// backups whose dates are believed count. Of a stretch of others the newest of each period is kept besides, and so is the
+// one before the stretch, which need not be of the period that its neighbor behind the stretch is of.
+func keepPeriods(kept []bool, backups []*Backup, allowed []allowance, count int, period func(time.Time) string) {
+	newer, believed, other := 0, "", "" // how many periods newer backups are of, and the period of the last one of each sort
+	for i, b := range backups {
+		is, a := period(b.Created.UTC()), allowed[i]
+		if max(newer-a.periods, min(newer, 1)) < count {
+			switch {
+			case i == len(backups)-1:
+				kept[i] = true
+			case a.disbelieved:
+				kept[i] = kept[i] || is != other
+			default:
+				kept[i] = kept[i] || is != believed || other != "" && a.split
+			}
+		}
+		if a.disbelieved {
+			other = is
+			continue
+		}
+		if is != believed {
+			newer++
+		}
+		believed, other = is, ""
+	}
 }
