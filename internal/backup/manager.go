@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"orlop/internal/backup/destination"
+	"orlop/internal/backup/repo"
 	"orlop/internal/job"
 	"orlop/internal/volume"
 	"orlop/metadata"
@@ -63,7 +64,7 @@ func New(c Config) *Manager {
 	}
 	return &Manager{
 		store: c.Store, volumes: c.Volumes, snapshots: c.Snapshots, jobs: c.Jobs, stateDir: c.StateDir, version: c.Version,
-		host: host, log: c.Log, now: time.Now,
+		host: host, log: c.Log, now: time.Now, open: repositories{runs: repo.NewRuns()},
 		pauses: []time.Duration{time.Second, 5 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute},
 	}
 }

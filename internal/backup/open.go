@@ -8,9 +8,14 @@ import (
 	"orlop/internal/backup/repo"
 )
 
-// repositories are those that are open. A process opens each one once, however many jobs use it, and closes it after the
-// last: an open directory keeps its filesystem from being unmounted.
+// repositories are those that are open. Each destination is opened once for all jobs that use it, and closed after the last:
+// an open directory keeps its filesystem from being unmounted.
+//
+// Two destinations may be one directory, through a symbolic link or a bind mount, and two directories may have a repository of
+// the same ID, since one is a copy. So repositories are not shared by their IDs, but all know of each other's runs.
 type repositories struct {
+	runs *repo.Runs
+
 	mu   sync.Mutex
 	open map[place]*shared
 }
@@ -44,7 +49,7 @@ func (m *Manager) opened(ctx context.Context, to Target) (r *destination.Reposit
 	defer s.opening.Unlock()
 	if s.repository == nil {
 		warn := func(err error) { m.log.Warn("backup destination", "destination", at.at.String(), "problem", err) }
-		s.repository, err = destination.Open(ctx, at.at, destination.Options{Key: key, StateDir: m.stateDir, Warn: warn})
+		s.repository, err = destination.Open(ctx, at.at, destination.Options{Key: key, StateDir: m.stateDir, Runs: m.open.runs, Warn: warn})
 		if err != nil {
 			m.release(at, s)
 			return nil, nil, err

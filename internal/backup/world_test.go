@@ -131,10 +131,7 @@ func (w *world) back(t *testing.T, v metadata.Volume, policy repo.Policy) (made 
 // open opens the world's repository.
 func (w *world) open(t *testing.T) *destination.Repository {
 	t.Helper()
-	r, release, err := w.opened(t.Context(), w.to)
-	check(t, err)
-	t.Cleanup(release)
-	return r
+	return w.openAt(t, w.to)
 }
 
 // content restores a backup.

@@ -20,6 +20,10 @@ type Options struct {
 	// store by each process, and sessions of other hosts that stalled are never ended.
 	StateDir string
 
+	// Runs are those of this process, if it may have one repository open twice, at one destination or at two that are the
+	// same directory. Nil for a process that does not.
+	Runs *repo.Runs
+
 	// Warn is told of what keeps no work from being done: *StateError, perhaps often; *Error; or another error. It may be
 	// called concurrently. Nil ignores warnings.
 	Warn func(error)
@@ -32,7 +36,7 @@ func (o Options) warn(err error) {
 }
 
 // A Repository is an open repository in its destination, with what this host remembers of it. It is safe for concurrent use.
-// A process that backs up opens each destination once: see repo.Repository.
+// See Options.Runs for a process that opens several.
 type Repository struct {
 	*repo.Repository
 	Destination Destination
@@ -56,7 +60,7 @@ func Open(ctx context.Context, at Destination, o Options) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := openIn(ctx, at, objects, o.Key, state, known)
+	opened, err := openIn(ctx, at, objects, o, state, known)
 	if err != nil {
 		_ = objects.Close() // the error says more
 		return nil, err
@@ -83,18 +87,21 @@ func openStore(at Destination, known repo.Known) (*dirstore.Store, error) {
 	return nil, &Error{Destination: at, Remedy: InitRepository, err: err}
 }
 
-func openIn(ctx context.Context, at Destination, objects *dirstore.Store, key *repo.Key, state *State, known repo.Known) (*repo.Repository, error) {
+func openIn(ctx context.Context, at Destination, objects *dirstore.Store, o Options, state *State, known repo.Known) (*repo.Repository, error) {
 	options, err := state.options(at)
 	if err != nil {
 		return nil, err
 	}
-	r, err := repo.Open(ctx, objects, key, options...)
+	if o.Runs != nil {
+		options = append(options, repo.RunsIn(o.Runs))
+	}
+	r, err := repo.Open(ctx, objects, o.Key, options...)
 	switch {
 	case fault.Is(err, fault.ErrNotFound) && isKnown(known): // which the error tells
 		return nil, fmt.Errorf("%s: %w: is the disk mounted?", at, err)
 	case fault.Is(err, fault.ErrNotFound):
 		return nil, &Error{Destination: at, Remedy: InitRepository, err: fmt.Errorf("%s: %w; is the disk mounted?", at, err)}
-	case key == nil && fault.Is(err, fault.ErrInvalid):
+	case o.Key == nil && fault.Is(err, fault.ErrInvalid):
 		return nil, &Error{Destination: at, Remedy: GiveKey, err: fmt.Errorf("%s: %w", at, err)}
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", at, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"orlop/internal/backup/store"
@@ -32,7 +33,7 @@ func (c *chain) register(ctx context.Context, kind SessionKind, base func(*Head)
 	if s.owner, err = c.draw(); err != nil {
 		return nil, nil, err
 	}
-	c.repository.run(s.owner)
+	c.repository.options.runs.begin(s.owner)
 	defer func() {
 		if err != nil {
 			s.release()
@@ -92,29 +93,45 @@ func (c *chain) draw() (id ID, err error) {
 	return id, err
 }
 
-// run notes that the owner of a session is alive.
-func (r *Repository) run(owner ID) {
+// Runs are the runs of a process that write to repositories. They keep a process that has one repository open twice, under
+// two paths for example, from taking its own sessions for abandoned ones. Runs is safe for concurrent use.
+type Runs struct {
+	mu     sync.Mutex
+	owners map[ID]bool // of sessions: random, so that those of all repositories may be together
+}
+
+// NewRuns returns an empty set of runs.
+func NewRuns() *Runs { return &Runs{owners: map[ID]bool{}} }
+
+func (r *Runs) begin(owner ID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.running[owner] = true
+	r.owners[owner] = true
+}
+
+func (r *Runs) end(owner ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.owners, owner)
+}
+
+func (r *Runs) has(owner ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.owners[owner]
 }
 
 // left tells whether a session is one that a run on this host left behind, in this process or in one that ended.
 func (r *Repository) left(s *Session) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if origin := r.options.origin; origin.Host != "" && origin == s.Origin {
-		return !r.running[s.Owner]
+		return !r.options.runs.has(s.Owner)
 	}
 	return r.options.origin.ended(s.Origin)
 }
 
 // release notes that the run ended. Its session, if it is still registered, is left to the next run.
 func (s *registered) release() {
-	r := s.chain.repository
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.running, s.owner)
+	s.chain.repository.options.runs.end(s.owner)
 }
 
 // adopt takes what stands under the session for its own. What is missing was deleted, because the session was fenced

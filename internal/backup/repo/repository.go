@@ -14,8 +14,8 @@ import (
 	"orlop/internal/fault"
 )
 
-// A Repository is an open repository. It is safe for concurrent use. A process that backs up opens each repository once,
-// since it tells its own sessions that run from those that it left behind.
+// A Repository is an open repository. It is safe for concurrent use. It takes over sessions that this process left behind: a
+// process that may have one repository open twice needs RunsIn.
 type Repository struct {
 	objects store.Store
 	keys    *Keyring
@@ -25,10 +25,9 @@ type Repository struct {
 	serial  bool   // one request at a time, in tests
 	uptime  func() (time.Duration, error)
 
-	mu      sync.Mutex // guards what follows
-	chains  map[string]*chain
-	running map[ID]bool // owners of sessions
-	heads   *compressor // for heads; made when it is first needed
+	mu     sync.Mutex // guards what follows
+	chains map[string]*chain
+	heads  *compressor // for heads; made when it is first needed
 }
 
 // options are what the Options of Init and Open say.
@@ -37,6 +36,7 @@ type options struct {
 	cache  string
 	memory Memory
 	origin Origin
+	runs   *Runs
 }
 
 // An Option tells Init or Open what is there besides the store and the key.
@@ -56,7 +56,12 @@ func RememberedBy(memory Memory) Option { return func(o *options) { o.memory = m
 // sessions are taken over.
 func From(origin Origin) Option { return func(o *options) { o.origin = origin } }
 
+// RunsIn says which runs are this process's. Repositories that are open in one process at once, and may be one, share them.
+// Without, a Repository knows its own alone.
+func RunsIn(runs *Runs) Option { return func(o *options) { o.runs = runs } }
+
 func optionsOf(opts []Option) (o options) {
+	o.runs = NewRuns()
 	for _, option := range opts {
 		option(&o)
 	}
@@ -261,7 +266,7 @@ func keyringOf(ctx context.Context, objects store.Store, pack store.Object, key 
 func newRepository(ctx context.Context, objects store.Store, keys *Keyring, key *Key, damage error, opts []Option) (*Repository, error) {
 	r := &Repository{
 		objects: objects, keys: keys, damage: damage, kept: Kept, uptime: uptime,
-		options: optionsOf(opts), chains: map[string]*chain{}, running: map[ID]bool{},
+		options: optionsOf(opts), chains: map[string]*chain{},
 	}
 	if err := r.recognise(key); err != nil {
 		return nil, err
