@@ -228,8 +228,9 @@ func (j *JobError) Err() error {
 
 // BackupStatus is what this host knows of the backups of one volume in one repository.
 type BackupStatus struct {
-	Volume      string        `json:"volume"`      // the volume's ID
-	Destination string        `json:"destination"` // URL
+	Volume      string        `json:"volume"`             // the volume's ID
+	Destination string        `json:"destination"`        // URL
+	KeyFile     string        `json:"key_file,omitempty"` // path of the key that the last attempt was given
 	Repository  string        `json:"repository,omitempty"`
 	URL         string        `json:"url,omitempty"`     // of the newest backup that this host made
 	Created     time.Time     `json:"created,omitzero"`  // when its snapshot was taken

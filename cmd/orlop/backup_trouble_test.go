@@ -113,6 +113,12 @@ func TestAFullDestinationFailsOnlyWhatDoesNotFit(t *testing.T) {
 	first := h.wantRun(t, v, "web").of(t, "web")
 	report, got := h.run(t, v, "--all")
 	got.wants(t, 5, `"db"`, v.dir, "no space")
+	if text := report.of(t, "db").Error; !strings.HasPrefix(text, `back up volume "db": destination `+v.url()+" is full: ") {
+		t.Errorf("the full disk is not named: %s", text)
+	}
+	if findings := h.orlop("doctor").stdout; !strings.Contains(strings.Join(strings.Fields(findings), " "), "fix: orlop backup create db --dest "+v.url()+" --key-file "+v.key[1]) {
+		t.Errorf("doctor's remedy lacks the key: %s", findings)
+	}
 	if report.OK || report.of(t, "db").Result != resultFailed {
 		t.Errorf("%s", got)
 	}

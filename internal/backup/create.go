@@ -180,6 +180,9 @@ func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metad
 			})
 		},
 	})
+	if fault.Is(err, fault.ErrNoSpace) { // reading the snapshot takes none
+		return made, fmt.Errorf("destination %s is full: %w", r.Destination, err)
+	}
 	if err != nil {
 		return made, err
 	}

@@ -54,7 +54,10 @@ func (m *Manager) note(ctx context.Context, v metadata.Volume, to Target, change
 		if _, err := tx.Volume(v.ID); err != nil {
 			return err // deleted meanwhile
 		}
-		return tx.ChangeBackups(v.ID, to.Destination.String(), change)
+		return tx.ChangeBackups(v.ID, to.Destination.String(), func(s *metadata.BackupStatus) {
+			s.KeyFile = to.KeyFile
+			change(s)
+		})
 	})
 	if err != nil {
 		m.log.Error("cannot record status of backup", "volume", v.Name, "error", err)

@@ -40,7 +40,11 @@ func backupTrouble(v metadata.Volume, statuses []metadata.BackupStatus, maxAge t
 	var last time.Time
 	command := run.Line("orlop", "backup", "create", v.Name) + " --dest URL"
 	for _, s := range statuses {
-		again := run.Line("orlop", "backup", "create", v.Name, "--dest", s.Destination)
+		argv := []string{"orlop", "backup", "create", v.Name, "--dest", s.Destination}
+		if s.KeyFile != "" {
+			argv = append(argv, "--key-file", s.KeyFile)
+		}
+		again := run.Line(argv...)
 		if s.Error != "" {
 			found = append(found, Finding{mild, subject, fmt.Sprintf("its backup to %s failed: %s", s.Destination, s.Error), again})
 		}

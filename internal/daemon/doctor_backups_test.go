@@ -35,7 +35,9 @@ func TestDoctorReportsBackupsThatFailOrAreTooOld(t *testing.T) {
 	h.update(t, func(tx *metadata.Tx) error { return tx.PutVolume(left) })
 	now := time.Now()
 	h.backedUp(t, fresh, func(s *metadata.BackupStatus) { s.URL, s.Finished = "u", now.Add(-25*time.Hour) })
-	h.backedUp(t, old, func(s *metadata.BackupStatus) { s.URL, s.Finished = "u", now.Add(-27*time.Hour) })
+	h.backedUp(t, old, func(s *metadata.BackupStatus) {
+		s.URL, s.KeyFile, s.Finished = "u", "/root/o.key", now.Add(-27*time.Hour)
+	})
 	h.backedUp(t, failing, func(s *metadata.BackupStatus) { s.URL, s.Finished, s.Error = "u", now, "the disk is gone" })
 	for name, want := range map[string]string{
 		"fresh": "", "old": "last backup is of", "failing": "the disk is gone", never.Name: "never backed up", "left": "",
@@ -48,8 +50,11 @@ func TestDoctorReportsBackupsThatFailOrAreTooOld(t *testing.T) {
 			t.Errorf("volume %s: %+v, want one finding with %q", name, found, want)
 		}
 	}
-	if found := backupFindings(t, h, "old", 26*time.Hour); len(found) == 1 && found[0].Command != `orlop backup create old --dest 'file:///nas/o'\''r'` {
+	if found := backupFindings(t, h, "old", 26*time.Hour); len(found) == 1 && found[0].Command != `orlop backup create old --dest 'file:///nas/o'\''r' --key-file /root/o.key` {
 		t.Errorf("the remedy is %s", found[0].Command)
+	}
+	if found := backupFindings(t, h, "failing", 0); len(found) == 1 && strings.Contains(found[0].Command, "--key-file") {
+		t.Errorf("without a key: %s", found[0].Command)
 	}
 	if found := backupFindings(t, h, "old", 0); len(found) > 0 {
 		t.Errorf("without an age: %+v", found)

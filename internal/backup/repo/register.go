@@ -220,7 +220,7 @@ func (s *registered) upload(ctx context.Context, pack Pack) error {
 			break
 		}
 	}
-	return fmt.Errorf("upload %s: %w", name, err)
+	return fmt.Errorf("upload pack: %w", err) // the store names it
 }
 
 // beatEvery is how often a writer shows that it is alive, also while it finds nothing to upload. Nobody should take a session
