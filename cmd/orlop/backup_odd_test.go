@@ -130,6 +130,59 @@ func TestAVolumeRecreatedUnderItsOldNameBeginsAnew(t *testing.T) {
 	h.wantQuiet(t)
 }
 
+// Which of two volumes of one name comes back has to be said. Once it has been, all volumes are there.
+func TestEveryVolumeIsRestoredOnceOneOfEachNameWasChosen(t *testing.T) {
+	h, v := startBackups(t)
+	first := h.backUp(t, v, "db")
+	old := sumImage(t, h.newestImage(t, "db"))
+	h.must(t, "delete", "db")
+	h.restoreAll(t, v).wants(t, 0) // there is only one yet
+	h.must(t, "delete", "db")
+	smallVolume(t, h, "db")
+	h.write(t, "db", 77)
+	second := h.backUp(t, v, "db")
+	h.must(t, "delete", "db")
+	h.restoreAll(t, v).wants(t, 2, `"db"`, first.VolumeID, second.VolumeID, "backup=")
+	smallVolume(t, h, "db") // and this is none of them
+	h.restoreAll(t, v).wants(t, 2, `"db"`, "backup=")
+	h.must(t, "delete", "db")
+	h.must(t, v.with("backup", "restore", first.URL)...)
+	if got := h.restoreAll(t, v); got.code != 0 || got.stdout != "db: was restored before\n" {
+		t.Errorf("%s", got)
+	}
+	wantRestored(t, "db", h.image(t, "db"), old)
+	h.wantQuiet(t)
+}
+
+// Hosts that share a repository may have volumes of the same names.
+func TestEveryVolumeOfOneHostIsRestored(t *testing.T) {
+	p := newBackupPlace(t)
+	h := startHost(t)
+	v := vault{p.dir, []string{"--key-file", p.key}}
+	me, err := os.Hostname()
+	check(t, err)
+	smallVolume(t, h, "db")
+	h.backUp(t, v, "db")
+	want := sumImage(t, h.newestImage(t, "db"))
+	p.back("db", "id-1", backupTime, contents(1)) // by host h1
+	p.back("web", "id-2", backupTime, contents(2))
+	h.must(t, "delete", "db")
+	h.restoreAll(t, v, "--host", "").wants(t, 2, "--host")
+	h.restoreAll(t, v, "--host", "nobody").wants(t, 3, `"nobody"`)
+	h.orlop(v.with("backup", "restore", p.url()+"?volume=db", "--host", me)...).wants(t, 2, "--all")
+	if got := h.restoreAll(t, v, "--host", me); got.code != 0 || !strings.HasPrefix(got.stdout, "db: restored") || strings.Contains(got.stdout, "web") {
+		t.Errorf("%s", got)
+	}
+	wantRestored(t, "db", h.image(t, "db"), want)
+	h.wantQuiet(t)
+}
+
+// restoreAll restores every volume of a vault.
+func (h *host) restoreAll(t *testing.T, v vault, flags ...string) outcome {
+	t.Helper()
+	return h.orlop(v.with(append([]string{"backup", "restore", v.dir, "--all"}, flags...)...)...)
+}
+
 func TestARestoreOverAnExistingNameChangesNothing(t *testing.T) {
 	h, v := startBackups(t)
 	url := h.backUp(t, v, "db").URL

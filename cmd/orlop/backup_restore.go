@@ -33,6 +33,9 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 				}
 				return c.restoreAll(ctx, at)
 			}
+			if ctx.IsSet("host") {
+				return fault.Errorf(fault.ErrInvalid, "backup restore: --host goes with --all")
+			}
 			args, err := arguments(ctx, 1, 2)
 			if err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 
 	"orlop/internal/backup"
 	"orlop/internal/backup/destination"
+	"orlop/internal/backup/repo"
 	"orlop/internal/control"
 	"orlop/internal/daemon"
 	"orlop/internal/fault"
@@ -21,6 +22,7 @@ import (
 func restoreFlags() []urfave.Flag {
 	flags := []urfave.Flag{
 		&urfave.BoolFlag{Name: "all", Usage: "restore the newest good backup of every volume in a destination"},
+		&urfave.StringFlag{Name: "host", Usage: "with --all: only backups made by host NAME"},
 		&urfave.BoolFlag{Name: "in-place", Usage: "replace the content of the volume NAME, which must not be in use; a snapshot keeps what it holds"},
 		&urfave.BoolFlag{Name: "discard-current", Usage: "with --in-place: keep no snapshot"},
 	}
@@ -141,6 +143,9 @@ func (c *cli) restoreAll(ctx *urfave.Context, at destination.Destination) error 
 	if ctx.Bool("in-place") || ctx.IsSet("size") {
 		return fault.Errorf(fault.ErrInvalid, "backup restore: --in-place and --size go with the backup of one volume, not with --all")
 	}
+	if ctx.IsSet("host") && ctx.String("host") == "" {
+		return fault.Errorf(fault.ErrInvalid, "backup restore: --host is empty: leave it out for all")
+	}
 	request, err := c.restoreRequest(ctx, "")
 	if err != nil {
 		return err
@@ -160,7 +165,8 @@ func (c *cli) restoreAll(ctx *urfave.Context, at destination.Destination) error 
 	return r.end()
 }
 
-// chooseAll finds the newest good backup of every volume of a destination. What it cannot choose is in the report.
+// chooseAll finds the newest good backup of every volume of a destination, or of those that one host made. What it cannot choose
+// is in the report.
 func (c *cli) chooseAll(ctx *urfave.Context, at destination.Destination) (chosen []destination.URL, run *backupRun, err error) {
 	run = &backupRun{c: c, ctx: ctx, report: runReport{Volumes: []volumeReport{}, Warnings: []string{}}}
 	err = c.openRepository(ctx, at, func(r *destination.Repository) error {
@@ -171,6 +177,12 @@ func (c *cli) chooseAll(ctx *urfave.Context, at destination.Destination) (chosen
 		if err != nil {
 			run.fail(err)
 		}
+		if host := ctx.String("host"); host != "" {
+			backups = slices.DeleteFunc(backups, func(b *repo.Backup) bool { return b.Host != host })
+			if len(backups) == 0 && err == nil {
+				return fault.Errorf(fault.ErrNotFound, "backup restore: there is no backup that host %q made", host)
+			}
+		}
 		var names []string
 		for _, b := range backups {
 			if !slices.Contains(names, b.Volume.Name) {
@@ -179,7 +191,11 @@ func (c *cli) chooseAll(ctx *urfave.Context, at destination.Destination) (chosen
 		}
 		slices.Sort(names)
 		for _, name := range names {
-			b, err := r.Find(ctx.Context, destination.URL{Destination: at, Volume: name}, r.RememberedDamage().Hurts)
+			b, err := r.NewestOf(backups, name, r.RememberedDamage().Hurts)
+			if v, before := c.restoredFrom(ctx.Context, name, destination.URL{Destination: at}); before && isAmbiguous(err) {
+				run.done(volumeReport{Name: name, Result: resultDone, URL: v.Restore.URL}, "was restored before")
+				continue
+			}
 			if err != nil {
 				run.failed(name, err)
 				continue
@@ -189,6 +205,13 @@ func (c *cli) chooseAll(ctx *urfave.Context, at destination.Destination) (chosen
 		return nil
 	})
 	return chosen, run, err
+}
+
+// isAmbiguous reports whether a backup was not found because volumes of one name are several: which of them it is has to be
+// said.
+func isAmbiguous(err error) bool {
+	r, ok := fault.RemedyOf(err)
+	return ok && destination.Remedy(r.Code) == destination.ChooseBackup
 }
 
 // restore restores one volume of many.

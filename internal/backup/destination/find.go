@@ -36,6 +36,12 @@ func (r *Repository) Find(ctx context.Context, u URL, pass func(*repo.Backup) bo
 	return nil, fault.Errorf(fault.KindOf(failed), "%w", errors.Join(err, failed)) // the last line is what the remedy is for
 }
 
+// NewestOf returns the newest backup of the volume of a name among backups that were listed before, and otherwise does what Find
+// does. To find the backups of many volumes, it saves a listing for each.
+func (r *Repository) NewestOf(backups []*repo.Backup, volume string, pass func(*repo.Backup) bool) (*repo.Backup, error) {
+	return r.newestOf(backups, URL{Destination: r.Destination, Volume: volume}, pass)
+}
+
 // byID returns the backup of an ID. Of the backups that could not be read, failed tells.
 func (r *Repository) byID(backups []*repo.Backup, u URL, failed error) (*repo.Backup, error) {
 	var found []*repo.Backup
