@@ -85,15 +85,16 @@ type Restore struct {
 	KeyFile string `json:"key_file,omitempty"` // path of the key on this host
 	Size    int64  `json:"size,omitempty"`     // bytes to grow to when the content is there; 0 for the backup's size
 	Docker  bool   `json:"docker,omitempty"`   // asked for by Docker, which must never see the volume vanish
-	Error   string `json:"error,omitempty"`    // why it failed
+	Error   string `json:"error,omitempty"`    // why it failed or, in state restoring, waits
 }
 
 // Snapshot is one snapshot's record.
 type Snapshot struct {
-	ID          string            `json:"id"`     // UUIDv7, so that snapshots sort by their age
-	Name        string            `json:"name"`   // unique among the volume's snapshots
-	Device      string            `json:"device"` // ID of its block device
-	Size        int64             `json:"size"`   // bytes
+	ID          string            `json:"id"`                 // UUIDv7, so that snapshots sort by their age, as the clock told it
+	Sequence    uint64            `json:"sequence,omitempty"` // given when it is recorded, rising, whatever the clock says; 0 of old ones
+	Name        string            `json:"name"`               // unique among the volume's snapshots
+	Device      string            `json:"device"`             // ID of its block device
+	Size        int64             `json:"size"`               // bytes
 	Labels      map[string]string `json:"labels,omitempty"`
 	Managed     bool              `json:"managed,omitempty"`    // taken by a backup: never in the way of a deletion
 	Repository  string            `json:"repository,omitempty"` // of a managed one: ID of the repository that it was taken for

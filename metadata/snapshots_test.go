@@ -163,9 +163,31 @@ func TestSnapshotsComeBackAsTheyWere(t *testing.T) {
 		Volume: Volume{ID: "v", Name: "a", Lineage: "l", Device: "e", Size: 7, Rollbacks: 3, State: Ready, Created: now},
 	}
 	update(t, s, func(tx *Tx) error { return tx.PutSnapshot(want) })
+	want.Sequence = 1
 	check(t, s, func(tx *Tx) error {
 		if got, err := tx.Snapshot("1"); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("put %+v\ngot %+v, %v", want, got, err)
+		}
+		return nil
+	})
+}
+
+// IDs are of the clock, which may be set back. Sequence numbers are not, and no later record of a snapshot changes its own.
+func TestSnapshotsAreNumberedAsTheyAreMade(t *testing.T) {
+	s := opened(t, t.TempDir())
+	ids := []string{"3", "1", "2"}
+	for range 2 {
+		for _, id := range ids {
+			update(t, s, func(tx *Tx) error {
+				return tx.PutSnapshot(Snapshot{ID: id, Name: id, State: Ready, Sequence: 77, Volume: Volume{ID: "v"}})
+			})
+		}
+	}
+	check(t, s, func(tx *Tx) error {
+		for i, id := range ids {
+			if got, err := tx.Snapshot(id); err != nil || got.Sequence != uint64(i+1) {
+				t.Errorf("snapshot %s has the number %d, %v", id, got.Sequence, err)
+			}
 		}
 		return nil
 	})

@@ -157,7 +157,7 @@ func (t *Tx) SnapshotsWithID(prefix string) ([]Snapshot, error) {
 	return readAll[Snapshot](t, bucketSnapshots, prefix)
 }
 
-// PutSnapshot makes or replaces a snapshot's record. It fails with fault.ErrExists if another snapshot of its volume
+// PutSnapshot makes or replaces a snapshot's record, and gives a new one its sequence number. It fails with fault.ErrExists if another snapshot of its volume
 // has the name, and refuses a state that may not follow the present one.
 func (t *Tx) PutSnapshot(s Snapshot) error {
 	old, existed, err := read[Snapshot](t, bucketSnapshots, s.ID)
@@ -166,6 +166,11 @@ func (t *Tx) PutSnapshot(s Snapshot) error {
 	}
 	if !slices.Contains(snapshotTransitions[old.State], s.State) {
 		return fmt.Errorf("snapshot %q: state %q may not become %q", s.Name, old.State, s.State)
+	}
+	if s.Sequence = old.Sequence; !existed {
+		if s.Sequence, err = t.tx.Bucket(bucketSnapshots).NextSequence(); err != nil {
+			return fmt.Errorf("record snapshot %q: %w", s.Name, err)
+		}
 	}
 	names, key := t.tx.Bucket(bucketSnapshotNames), []byte(s.Volume.ID+"/"+s.Name)
 	if owner := names.Get(key); owner != nil && string(owner) != s.ID {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -288,19 +289,19 @@ func (d *Daemon) DiffSnapshots(ctx context.Context, refs []string, fn func(Exten
 	if len(refs) < 1 || len(refs) > 2 {
 		return fault.Errorf(fault.ErrInvalid, "%d snapshots given: one or two are wanted", len(refs))
 	}
-	var ids []string
+	snapshots := []metadata.Snapshot{{}} // with one only, the older is none
 	for _, ref := range refs {
 		s, err := d.resolveSnapshot(ref)
 		if err != nil {
 			return err
 		}
-		ids = append(ids, s.ID)
+		snapshots = append(snapshots, s)
 	}
-	slices.Sort(ids) // UUIDv7: by age
-	if len(ids) == 1 {
-		ids = append([]string{""}, ids...)
-	}
-	return d.snapshots.Diff(ctx, ids[0], ids[1], func(e blockdev.Extent) error {
+	slices.SortFunc(snapshots, func(a, b metadata.Snapshot) int {
+		return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), strings.Compare(a.ID, b.ID))
+	})
+	older, newer := snapshots[len(snapshots)-2], snapshots[len(snapshots)-1]
+	return d.snapshots.Diff(ctx, older.ID, newer.ID, func(e blockdev.Extent) error {
 		return fn(ExtentView{e.Offset, e.Length, extentKinds[e.Kind]})
 	})
 }

@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -235,6 +236,32 @@ func TestAVolumeWhereASnapshotIsWantedIsAnsweredWithItsSnapshots(t *testing.T) {
 		_, err := h.RestoreSnapshot(t.Context(), ref, false)
 		if !fault.Is(err, fault.ErrNotFound) || !strings.Contains(err.Error(), wanted) || strings.Contains(err.Error(), "other") {
 			t.Errorf("restore %s: %v", ref, err)
+		}
+	}
+}
+
+// The clock was set back between two snapshots: the newer one has the lower ID.
+func TestADiffIsFromTheOlderSnapshotWhateverTheClockSaid(t *testing.T) {
+	h := newHouse(t)
+	v := h.put(t, "db")
+	old := h.take(t, v, snapshot.Spec{Name: "old"})
+	newer := old
+	newer.ID, newer.Name, newer.Device = "00000000-0000-7000-8000-000000000000", "new", string(blockdev.NewID())
+	check(t, h.pool.Create(t.Context(), blockdev.ID(newer.Device), newer.Size, nil))
+	path, err := h.pool.Activate(t.Context(), blockdev.ID(newer.Device), blockdev.ReadWrite)
+	check(t, err)
+	device, err := os.OpenFile(path, os.O_WRONLY, 0)
+	check(t, err)
+	_, err = device.WriteAt([]byte("data"), 4096)
+	check(t, errors.Join(err, device.Close(), h.pool.Deactivate(t.Context(), blockdev.ID(newer.Device))))
+	h.update(t, func(tx *metadata.Tx) error {
+		return errors.Join(tx.PutDevice(metadata.Device{ID: newer.Device, Pool: v.Pool, Kind: metadata.KindSnapshot, Size: newer.Size}), tx.PutSnapshot(newer))
+	})
+	for _, refs := range [][]string{{"db@old", "db@new"}, {"db@new", "db@old"}} {
+		var kinds []string
+		check(t, h.DiffSnapshots(t.Context(), refs, func(e daemon.ExtentView) error { kinds = append(kinds, e.Kind); return nil }))
+		if len(kinds) != 1 || kinds[0] != "data" {
+			t.Errorf("%q: %q", refs, kinds)
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"orlop/blockdev"
@@ -97,7 +99,8 @@ func (m *Manager) restoreAll(tx *metadata.Tx, i inventory) {
 		}
 		m.log.Info("volume restored from its device", "volume", v.Name, "state", state, "size", v.Size)
 	}
-	for _, s := range i.snapshots {
+	for _, id := range slices.Sorted(maps.Keys(i.snapshots)) { // by age, for their sequence numbers
+		s := i.snapshots[id]
 		if err := restoreSnapshot(tx, s); err != nil {
 			m.log.Error("device not restored; see 'orlop doctor'", "pool", s.Volume.Pool, "device", s.Device, "error", err)
 		}
