@@ -35,7 +35,7 @@ var sources = map[string]source{
 	"--root": question.directories, "--mountpoint": question.directories,
 	"--fs": question.filesystems, "--default-fs": question.filesystems, "--mount-option": question.mountOptions,
 	"--pool": question.pools, "daemon --pool": oneOf("loop"),
-	"--from": question.origins, "--volume-name": question.volumes, "--filter": question.filters,
+	"--from": question.origins, "--volume-name": question.volumes, "--filter": question.filters, "backup run --filter": question.labels,
 	"--mode": oneOf("0700", "0750", "0755"), "--log-format": oneOf("text", "json"), "--metrics": oneOf("127.0.0.1:9464"),
 }
 
@@ -156,6 +156,11 @@ func (q question) filters() (found []candidate) {
 	case "state":
 		return oneOf("state=ready", "state=degraded", "state=creating", "state=restoring", "state=failed", "state=removing")(q)
 	}
+	return q.labels()
+}
+
+// labels lists the conditions on the labels of volumes.
+func (q question) labels() (found []candidate) {
 	for _, v := range q.list() {
 		for key, value := range v.Labels {
 			found = append(found, candidate{"label=" + key + "=" + value, ""})

@@ -107,6 +107,8 @@ func TestCompletionOffersCommandsFlagsNamesAndFiles(t *testing.T) {
 		"list db -":                          "--filter --quiet --wide --socket --json --verbose --help",
 		"list --filter label=a":              "label=app=shop",
 		"list --filter=label=a":              "--filter=label=app=shop",
+		"backup run --filter ":               "label=app=shop label=team=a b",
+		"backup run --filter pool":           "",
 		"device ad":                          "adopt",
 		"device adopt 0":                     "0192e1c4",
 		"device adopt 0192e1c4 d":            "",
