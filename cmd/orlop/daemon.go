@@ -141,6 +141,12 @@ func serve(ctx context.Context, s settings, log *slog.Logger) (err error) {
 		return errors.New("daemon: must run as root: it attaches loop devices and mounts filesystems")
 	}
 	defer outliveSignals()()
+	defer func(stopped context.Context) {
+		if stopped.Err() != nil && errors.Is(err, context.Canceled) {
+			log.Info("stopped before the daemon was ready", "interrupted", err)
+			err = nil // the next start finishes what this one began
+		}
+	}(ctx)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	if s.root, err = prepareRoot(s.root); err != nil {

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -359,4 +361,22 @@ func TestExitCodesOfFailedStarts(t *testing.T) {
 	if err != nil || string(raw) != strings.Repeat("rubbish ", 4096) {
 		t.Errorf("the damaged metadata was touched: %v", err)
 	}
+}
+
+// Stopped while it recovers, the daemon has done nothing wrong: its service has not failed.
+func TestADaemonThatIsStoppedBeforeItIsReadyExitsWithSuccess(t *testing.T) {
+	h := newHost(t)
+	h.start(t)
+	h.must(t, "create", "db", "--size", "16M")
+	h.stop(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var log logbook
+	log.ready = make(chan struct{})
+	if code := run(ctx, append([]string{"orlop", "daemon"}, h.flags...), io.Discard, &log); code != 0 || !strings.Contains(log.String(), "stopped before the daemon was ready") {
+		t.Errorf("exit code %d:\n%s", code, &log)
+	}
+	h.start(t)
+	h.must(t, "inspect", "db")
+	h.stop(t)
 }
