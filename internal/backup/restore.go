@@ -109,15 +109,20 @@ func (m *Manager) startRestore(ctx context.Context, v metadata.Volume) (metadata
 	})
 }
 
-// restore fills a volume, tries again what may succeed later, and grows the volume to the size that was asked for.
+// restore fills a volume, tries again what may succeed later, and grows the volume to the size that was asked for. While the
+// repository is away it waits for as long as it takes, and the volume tells why: dropping it would lose the request.
 func (m *Manager) restore(ctx context.Context, v metadata.Volume, u destination.URL, progress func(done, total int64)) (done Restored, err error) {
 	done = Restored{Volume: v.Name, VolumeID: v.ID, Backup: v.Restore.URL, BackupID: v.Restore.Backup, Warnings: []string{}}
-	for _, pause := range append(m.pauses, 0) {
+	for try := 0; ; try++ {
 		done.Restored, err = m.fill(ctx, v, u, progress)
-		if err == nil || !mayPass(err) || pause == 0 {
+		if err == nil || !mayPass(err) || try >= len(m.pauses) && !isAway(err) {
 			break
 		}
+		pause := m.pauses[min(try, len(m.pauses)-1)]
 		m.log.Warn("restore will be retried", "volume", v.Name, "in", pause, "error", err)
+		if err := m.volumes.NoteRestore(ctx, v.ID, err); err != nil {
+			m.log.Warn("cannot note why a restore waits", "volume", v.Name, "error", err)
+		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -138,10 +143,12 @@ type away struct{ error }
 
 func (a away) Unwrap() error { return a.error }
 
+func isAway(err error) bool { return errors.As(err, new(away)) }
+
 // mayPass reports whether a failure may pass by itself: a destination that is away for a while, or is mounted later than the
 // daemon starts.
 func mayPass(err error) bool {
-	if errors.As(err, new(away)) && fault.Is(err, fault.ErrNotFound) {
+	if isAway(err) && fault.Is(err, fault.ErrNotFound) {
 		return true
 	}
 	switch fault.KindOf(err) {

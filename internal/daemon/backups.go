@@ -304,6 +304,9 @@ func (d *Daemon) awaitRestore(ctx context.Context, id string) error {
 		if j.Total > 0 {
 			progress = Bytes(j.Done) + " of " + Bytes(j.Total) + " are there"
 		}
+		if v.Restore.Error != "" {
+			progress = "it waits: " + v.Restore.Error
+		}
 		return fault.Errorf(fault.ErrInUse, "volume %q: is being restored from %s: %s: start the container again later", v.Name, v.Restore.URL, progress)
 	case metadata.Failed:
 		return fault.Errorf(fault.ErrFailed, "volume %q: its restore failed: %s: run %s", v.Name, v.Restore.Error, restoreAgain(v.Name, v.Restore.URL))

@@ -154,6 +154,10 @@ func (d *Daemon) view(ctx context.Context, f facts, mounted map[string]fs.Entry)
 		view.Problem = "its restore failed: " + v.Restore.Error
 		view.remedy = "orlop delete " + v.Name + ", then restore it again"
 	}
+	if v.State == metadata.Restoring && v.Restore.Error != "" {
+		view.Problem = "its restore waits: " + v.Restore.Error
+		view.remedy = "mount the destination: the restore then continues within some minutes; or give it up: " + run.Line("orlop", "delete", v.Name)
+	}
 	if view.Problem != "" && v.State == metadata.Ready {
 		view.State = degraded
 	}

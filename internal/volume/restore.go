@@ -79,6 +79,20 @@ func (m *Manager) FailRestore(ctx context.Context, id string, why error) error {
 	return err
 }
 
+// NoteRestore records why the restore of a volume waits. Fill and RestoreAgain clear it.
+func (m *Manager) NoteRestore(ctx context.Context, id string, why error) error {
+	_, err := m.changeRestore(ctx, id, func(v *metadata.Volume) error {
+		if v.State != metadata.Restoring {
+			return NotReady(*v)
+		}
+		r := *v.Restore
+		r.Error = why.Error()
+		v.Restore = &r
+		return nil
+	})
+	return err
+}
+
 // changeRestore changes the record of a volume that is being restored, or whose restore failed.
 func (m *Manager) changeRestore(ctx context.Context, id string, change func(*metadata.Volume) error) (v metadata.Volume, err error) {
 	v, release, err := m.acquire(ctx, id)
@@ -150,7 +164,9 @@ func (m *Manager) Fill(ctx context.Context, id string, c Contents) (v metadata.V
 		return v, err
 	}
 	v = now
-	v.State = metadata.Ready
+	restored := *now.Restore
+	restored.Error = ""
+	v.State, v.Restore = metadata.Ready, &restored
 	if err := m.finishWith(ctx, v, also); err != nil {
 		return v, err
 	}
