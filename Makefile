@@ -15,6 +15,7 @@ GO_TEST := CGO_ENABLED=1 go test -race -tags root -count=1
 LIMIT := $(if $(ORLOP_SOAK),12h,40m)
 FUZZ_TIME ?= 10s
 LINTER := bin/tools/golangci-lint
+KOPIA := bin/tools/kopia
 
 .PHONY: help
 help: ## list the targets
@@ -117,10 +118,11 @@ fuzz: need-go ## run every fuzz target in the tree for FUZZ_TIME each (10s)
 	done
 
 .PHONY: bench
-bench: need-root need-go build ## compare with plain loop devices, restic and borg, in about 30 minutes; BENCH_QUICK=1: in 6 (root)
+bench: need-root need-go build $(KOPIA) ## compare with plain loop devices, restic, borg and kopia, in about 45 minutes; BENCH_QUICK=1: in 8 (root)
 	@tools/deps.sh run bench
 	go build -o bin/bench ./e2e/bench
-	unshare --mount bin/bench bin/orlop   # the mounts are nobody else's, and go with the process at the latest
+	# The mounts are nobody else's, and go with the process at the latest.
+	PATH="$(CURDIR)/bin/tools:$$PATH" unshare --mount bin/bench bin/orlop
 
 .PHONY: lint
 lint: need-go $(LINTER) ## check the format, the Go code and the scripts
@@ -138,6 +140,10 @@ lint: need-go $(LINTER) ## check the format, the Go code and the scripts
 
 $(LINTER): tools/go.mod tools/go.sum | need-go
 	go -C tools build -buildvcs=false -o "$(CURDIR)/$@" github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	touch $@
+
+$(KOPIA): tools/peers/go.mod tools/peers/go.sum | need-go
+	go -C tools/peers build -buildvcs=false -o "$(CURDIR)/$@" github.com/kopia/kopia
 	touch $@
 
 .PHONY: clean

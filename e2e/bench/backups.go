@@ -36,8 +36,12 @@ const (
 )
 
 // backups compares encrypted backups of a volume's snapshots to a directory, and restores to a file, with what other programs
-// take for the same image. They get the snapshot's image, in the page cache, and so do we.
+// take for the same image. They get the snapshot's image, in the page cache, and so does the engine. The daemon, which takes
+// a snapshot of its own for "orlop backup create", reads that from the disk.
 func (b *bench) backups(ctx context.Context) error {
+	if err := b.notePeers(ctx); err != nil {
+		return err
+	}
 	d, err := b.newDaemon("backups", "--pool-size", "40G")
 	if err != nil {
 		return err
@@ -46,7 +50,8 @@ func (b *bench) backups(ctx context.Context) error {
 		return err
 	}
 	const volume = "image"
-	if err := d.create(ctx, volume, map[string]string{"size": "8G"}); err != nil {
+	size := b.pick(8, 2)
+	if err := d.create(ctx, volume, map[string]string{"size": fmt.Sprintf("%dG", size)}); err != nil {
 		return err
 	}
 	dir, err := d.mount(ctx, volume)
@@ -63,7 +68,7 @@ func (b *bench) backups(ctx context.Context) error {
 			return err
 		}
 	}
-	s.report(data)
+	s.report(size, data)
 	if err := d.unmount(ctx, volume); err != nil {
 		return err
 	}
@@ -149,8 +154,13 @@ type backupSeries struct {
 	daemon      *daemon
 	volume, dir string
 	figures     map[string]*backupFigures // by name of the program
+	created     [stages]series            // s of "orlop backup create", by stage
+	rounds      int                       // that were begun
 	number      int                       // of snapshots
 }
+
+// stages is how many snapshots each round backs up: everything, what changed, nothing changed.
+const stages = 3
 
 // A stage is a snapshot that is backed up.
 type stage struct {
@@ -160,6 +170,15 @@ type stage struct {
 	took  float64
 }
 
+// A program backs up images to a repository of its own.
+type program interface {
+	repository() string
+	// save backs up the image of a stage.
+	save(ctx context.Context, one stage) (cost, error)
+	// load restores the stage that was saved last, and returns the file that it is in.
+	load(ctx context.Context, last stage) (path string, c cost, err error)
+}
+
 func (s *backupSeries) of(name string) *backupFigures {
 	if s.figures[name] == nil {
 		s.figures[name] = &backupFigures{}
@@ -167,37 +186,91 @@ func (s *backupSeries) of(name string) *backupFigures {
 	return s.figures[name]
 }
 
-// run takes the snapshots and has each program back all of them up and restore the last.
+// run backs up each stage with each program, one right after the other, and has each restore the last.
 func (s *backupSeries) run(ctx context.Context) (err error) {
-	var stages []stage
-	for i := range 3 {
+	s.rounds++
+	dir := filepath.Join(s.bench.dir, fmt.Sprintf("round-%d", s.rounds)) // a host knows repositories by their places
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	names, programs, err := s.begin(ctx, dir)
+	if err != nil {
+		return err
+	}
+	through, err := s.newCommands(ctx, s.daemon, filepath.Join(dir, "commands"))
+	if err != nil {
+		return err
+	}
+	var all []stage
+	for i := range stages {
 		if i == 1 {
 			if err := s.overwrite(); err != nil {
 				return err
 			}
 		}
-		one, err := s.snapshot(ctx, stages)
+		c, err := through.create(ctx, s.volume)
 		if err != nil {
 			return err
 		}
-		stages = append(stages, one)
+		s.created[i] = append(s.created[i], c.seconds)
+		one, err := s.snapshot(ctx, all)
+		if err != nil {
+			return err
+		}
+		all = append(all, one)
+		if err := warm(one.image); err != nil {
+			return err
+		}
+		for j, p := range programs {
+			if err := s.save(ctx, s.of(names[j]), p, i, one); err != nil {
+				return err
+			}
+		}
 	}
-	if err := warm(stages); err != nil {
-		return err
-	}
-	if err := s.ours(ctx, stages); err != nil {
-		return err
-	}
-	for _, p := range peers {
-		if err := s.theirs(ctx, p, stages); err != nil {
+	last := all[len(all)-1]
+	for i, p := range programs {
+		path, c, err := p.load(ctx, last)
+		if err != nil {
+			return err
+		}
+		if err := s.restored(s.of(names[i]), last.image, path, c); err != nil {
 			return err
 		}
 	}
-	for _, one := range stages {
+	for _, one := range all {
 		if _, err := s.daemon.orlop(ctx, "snapshot", "delete", s.volume+"@"+one.name); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// begin makes a repository for each program.
+func (s *backupSeries) begin(ctx context.Context, dir string) (names []string, programs []program, err error) {
+	ours, err := s.newEngine(ctx, filepath.Join(dir, "orlop"))
+	if err != nil {
+		return nil, nil, err
+	}
+	names, programs = append(names, "orlop"), append(programs, ours)
+	for _, p := range peers {
+		r, err := p.begin(ctx, filepath.Join(dir, p.name))
+		if err != nil {
+			return nil, nil, err
+		}
+		names, programs = append(names, p.name), append(programs, r)
+	}
+	return names, programs, nil
+}
+
+// save has a program back up a stage.
+func (s *backupSeries) save(ctx context.Context, f *backupFigures, p program, number int, one stage) error {
+	c, err := p.save(ctx, one)
+	if err != nil {
+		return err
+	}
+	size, err := sizeOf(p.repository())
+	if err != nil {
+		return err
+	}
+	f.add(number, c, size, one.took)
 	return nil
 }
 
@@ -258,56 +331,52 @@ func (s *backupSeries) snapshot(ctx context.Context, before []stage) (stage, err
 	return one, nil
 }
 
-// warm reads the images, so that nobody has to wait for the disk.
-func warm(stages []stage) error {
-	for _, one := range stages {
-		f, err := os.Open(one.image)
-		if err != nil {
-			return err
-		}
-		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL); err != nil {
-			return errors.Join(err, f.Close())
-		}
-		buf := make([]byte, 4<<20)
-		for err == nil {
-			_, err = f.Read(buf)
-		}
-		if err := f.Close(); err != nil {
-			return err
-		}
+// warm reads an image, so that no program has to wait for the disk.
+func warm(image string) error {
+	f, err := os.Open(image)
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	buf := make([]byte, 4<<20)
+	for err == nil {
+		_, err = f.Read(buf)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return errors.Join(err, f.Close())
 }
 
-// ours measures the engine, with a process for each backup.
-func (s *backupSeries) ours(ctx context.Context, stages []stage) (err error) {
-	f := s.of("orlop")
-	dir := filepath.Join(s.bench.dir, "ours")
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	env, err := s.initOurs(ctx, dir)
-	if err != nil {
-		return err
-	}
-	repository, base := filepath.Join(dir, "repository"), ""
-	for i, one := range stages {
-		w, c, err := s.write(ctx, dir, one.image, base, one.diff)
-		if err != nil {
-			return err
-		}
-		base = w.Record
-		size, err := sizeOf(repository)
-		if err != nil {
-			return err
-		}
-		f.add(i, c, size, one.took)
-	}
-	path := filepath.Join(dir, "restored.img")
-	_, c, err := measured(ctx, dir, env, nil, s.program, "backup", "restore", repository+"?volume="+lineage,
-		"--to-file", path, "--key-file", filepath.Join(dir, "key"))
-	if err != nil {
-		return err
-	}
-	return s.restored(f, stages[len(stages)-1].image, path, c)
+// An engine is Orlop's, without a daemon: a process for each backup.
+type engine struct {
+	*bench
+
+	dir  string
+	env  []string
+	base string // the backup before
+}
+
+func (b *bench) newEngine(ctx context.Context, dir string) (*engine, error) {
+	env, err := b.initOurs(ctx, dir)
+	return &engine{bench: b, dir: dir, env: env}, err
+}
+
+func (e *engine) repository() string { return filepath.Join(e.dir, "repository") }
+
+func (e *engine) save(ctx context.Context, one stage) (cost, error) {
+	w, c, err := e.write(ctx, e.dir, one.image, e.base, one.diff)
+	e.base = w.Record
+	return c, err
+}
+
+func (e *engine) load(ctx context.Context, _ stage) (path string, c cost, err error) {
+	path = filepath.Join(e.dir, "restored.img")
+	_, c, err = measured(ctx, e.dir, e.env, nil, e.program, "backup", "restore", e.repository()+"?volume="+lineage,
+		"--to-file", path, "--key-file", filepath.Join(e.dir, "key"))
+	return path, c, err
 }
 
 // initOurs makes a repository, a key and a cache below dir.
@@ -339,44 +408,6 @@ func (b *bench) write(ctx context.Context, dir, image, base string, diff []byte)
 	return w, c, err
 }
 
-// theirs measures a peer.
-func (s *backupSeries) theirs(ctx context.Context, p peer, stages []stage) (err error) {
-	f := s.of(p.name)
-	dir := filepath.Join(s.bench.dir, p.name)
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r, err := p.begin(ctx, dir)
-	if err != nil {
-		return err
-	}
-	for i, one := range stages {
-		c, err := r.save(ctx, one.name, one.image)
-		if err != nil {
-			return err
-		}
-		size, err := sizeOf(r.repository())
-		if err != nil {
-			return err
-		}
-		f.add(i, c, size, one.took)
-	}
-	last := stages[len(stages)-1]
-	path, c, err := r.load(ctx, last.name, last.image)
-	if err != nil {
-		return err
-	}
-	// What is restored has to be on the disk: ours is, when the command ends.
-	begin := time.Now()
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	c.seconds += time.Since(begin).Seconds()
-	return s.restored(f, last.image, path, c)
-}
-
 // add takes the figures of the backup of a stage.
 func (f *backupFigures) add(stage int, c cost, size, snapshot float64) {
 	switch stage {
@@ -394,7 +425,7 @@ func (f *backupFigures) add(stage int, c cost, size, snapshot float64) {
 
 // restored takes the figures of a restore, after making sure that it is right, and deletes the file.
 func (s *backupSeries) restored(f *backupFigures, image, path string, c cost) error {
-	if _, err := s.runner.Run(context.Background(), "cmp", image, path); err != nil {
+	if _, _, err := measured(context.Background(), s.bench.dir, nil, nil, "cmp", image, path); err != nil { // without a limit of time
 		return fmt.Errorf("what was restored differs: %w", err)
 	}
 	var stat unix.Stat_t
@@ -422,14 +453,20 @@ func sizeOf(dir string) (mib float64, err error) {
 }
 
 // report makes the rows.
-func (s *backupSeries) report(data int64) {
+func (s *backupSeries) report(size int, data int64) {
 	ours := s.of("orlop")
 	for _, p := range peers {
 		their := s.of(p.name)
 		beside := func(what, unit string, mine, peer series, aim float64) row {
 			return row{what: "backup: " + what + ", " + p.name, unit: unit, ours: mine, peer: peer, ratioBelow: aim}
 		}
+		created := func(what string, mine, peer series, aim float64) row {
+			return row{what: "backup create: " + what + ", " + p.name, unit: "s", ours: mine, peer: peer, ratioBelow: aim}
+		}
 		s.bench.report.add(
+			created("full", s.created[0], their.full, fullAim),
+			created("10 MiB changed", s.created[1], their.changed, changedAim),
+			created("nothing changed", s.created[2], their.nothing, 0),
 			beside("full", "s", ours.full, their.full, fullAim),
 			beside("full, processor time", "s", ours.fullCPU, their.fullCPU, 0),
 			beside("full, memory at most", "MiB", ours.fullMemory, their.fullMemory, 0),
@@ -443,10 +480,12 @@ func (s *backupSeries) report(data int64) {
 		)
 	}
 	s.bench.report.add(
+		row{what: "backup create: 10 MiB changed", unit: "s", ours: s.created[1], below: withSnapAim},
+		row{what: "backup create: nothing changed", unit: "s", ours: s.created[2]},
 		row{what: "backup: 10 MiB changed, snapshot and all", unit: "s", ours: ours.withSnapshot, below: withSnapAim},
 		row{what: "backup: nothing changed", unit: "s", ours: ours.nothing, below: nothingAim},
 		row{what: "backup: full, memory at most", unit: "MiB", ours: ours.fullMemory, below: memoryAim},
 		row{what: "backup: restore, memory at most", unit: "MiB", ours: ours.restoreMemory, below: memoryAim},
 	)
-	s.bench.report.note("Backups are of an ext4 volume of 8 GiB with %.1f GB in it.", float64(data)/1e9)
+	s.bench.report.note("Backups are of an ext4 volume of %d GiB with %.1f GB in it.", size, float64(data)/1e9)
 }

@@ -1,11 +1,11 @@
 // Command bench measures a built orlop and, in the same run, what it is to be compared with: a filesystem on a plain
-// loop device, made by hand, the host's filesystem, and restic and borg for backups. It prints a table of medians and
-// asserts nothing about time.
+// loop device, made by hand, the host's filesystem, and restic, borg and kopia for backups. It prints a table of medians
+// and asserts nothing about time.
 //
 //	unshare --mount bench bin/orlop
 //
-// It needs root, fio, restic, borg and about 30 minutes, with BENCH_QUICK=1 about 4. BENCH_ONLY names one part of it:
-// lifecycle, many, disks, snapshots or backups. BENCH_DIR is where it works, /var/tmp by
+// It needs root, fio, restic, borg, kopia and about 45 minutes, with BENCH_QUICK=1 about 8. BENCH_ONLY names one part of it:
+// lifecycle, many, disks, snapshots, backups or runs. BENCH_DIR is where it works, /var/tmp by
 // default: a directory on a disk. BENCH_XFS is a directory on XFS for a second pool, to be measured too. In a mount
 // namespace of its own, nobody who starts a container meanwhile gets a copy of its mounts and keeps them in use.
 package main
@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"orlop/fs"
@@ -68,21 +69,46 @@ func measure(ctx context.Context) (err error) {
 		return err
 	}
 	b.later(func() error { return sweep(b.dir) })
+	if err := b.bareEnvironment(); err != nil {
+		return errors.Join(err, b.cleanUp())
+	}
+	b.noteLoad("before it")
 	defer func() { err = errors.Join(err, b.cleanUp()) }()
 	only := os.Getenv("BENCH_ONLY")
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"lifecycle", b.lifecycle}, {"many", b.many}, {"disks", b.disks}, {"snapshots", b.snapshots}, {"backups", b.backups}} {
+	}{{"lifecycle", b.lifecycle}, {"many", b.many}, {"disks", b.disks}, {"snapshots", b.snapshots}, {"backups", b.backups}, {"runs", b.runAll}} {
 		if only != "" && only != part.name {
 			continue
 		}
-		if err := part.run(ctx); err != nil {
-			return err
+		if err = part.run(ctx); err != nil {
+			break // what was measured before is printed
 		}
 	}
+	b.noteLoad("at its end")
 	b.report.print(os.Stdout)
-	return nil
+	return err
+}
+
+// bareEnvironment makes every command remember things in the scratch directory, and take no settings of the caller's.
+func (b *bench) bareEnvironment() error {
+	for _, setting := range os.Environ() {
+		if name, _, _ := strings.Cut(setting, "="); strings.HasPrefix(name, "ORLOP_") {
+			if err := os.Unsetenv(name); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Setenv("XDG_CACHE_HOME", filepath.Join(b.dir, "cache"))
+}
+
+// noteLoad makes the report tell how busy the machine is.
+func (b *bench) noteLoad(when string) {
+	text, err := os.ReadFile("/proc/loadavg")
+	if fields := strings.Fields(string(text)); err == nil && len(fields) > 3 {
+		b.report.note("Load average of 1, 5 and 15 minutes %s: %s.", when, strings.Join(fields[:3], ", "))
+	}
 }
 
 // pick returns the number for a whole run or for a quick one.
