@@ -161,11 +161,11 @@ func ParseConfig(object []byte) (*ConfigFile, error) {
 	return file, file.Config.check()
 }
 
-// sumOf reads "<name> <64 hex digits>\n".
+// sumOf reads "<name> <64 hex digits>\n". No other bytes mean the same: capital digits are damage.
 func sumOf(line []byte, name string) ([]byte, error) {
 	digits, named := bytes.CutPrefix(bytes.TrimSuffix(line, []byte("\n")), []byte(name+" "))
 	sum, err := hex.DecodeString(string(digits))
-	if !named || err != nil || len(sum) != sha256.Size {
+	if !named || err != nil || len(sum) != sha256.Size || hex.EncodeToString(sum) != string(digits) {
 		return nil, errors.New("no checksum")
 	}
 	return sum, nil
