@@ -217,7 +217,7 @@ func TestBackupTakesLittleMemory(t *testing.T) {
 		return
 	}
 	size := int64(8 << 30)
-	if os.Getenv("ORLOP_SOAK") != "" {
+	if soaking() {
 		size = 100 << 30
 	}
 	command := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestBackupTakesLittleMemory$", "-test.v")

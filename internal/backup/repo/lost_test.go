@@ -221,7 +221,7 @@ func TestRebuiltChainNamesDamagedBackupsAndKeepsThem(t *testing.T) {
 }
 
 func TestRepairRefusesAnotherRepositorysConfig(t *testing.T) {
-	s, other := newStock(t, true), newStock(t, true) // of one key
+	s, other := newStock(t, true), makeStock(t, true) // of one key
 	good, err := s.objects.Get(t.Context(), ConfigName)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package repo
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -134,9 +135,9 @@ func mix(r *rand.Rand, p []byte) {
 		case 0:
 			clear(p[:n])
 		case 1:
-			for i := range n {
-				p[i] = byte(r.Uint32())
-			}
+			var seed [32]byte
+			binary.LittleEndian.PutUint64(seed[:], r.Uint64())
+			_, _ = rand.NewChaCha8(seed).Read(p[:n]) // never fails
 		case 2:
 			copy(p[:n], bytes.Repeat([]byte{byte(r.IntN(3))}, n))
 		default:

@@ -2,7 +2,7 @@ package repo
 
 import (
 	"fmt"
-	"os"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -149,13 +149,20 @@ func (s *stock) packsOf(lineage string) []LivePack {
 // What is good in a damaged pack is saved. Backups whose data is lost stay until somebody says that they may go.
 func TestRepairSavesWhatIsGoodInDamagedPacks(t *testing.T) {
 	t.Parallel()
-	s := newStock(t, true)
-	for _, p := range s.packsOf("lineage-a") {
+	s, start := newStock(t, true), newRandom(t).IntN(5)
+	damages := map[string]func([]byte) []byte{
+		"checksum": storetest.Flip(-1), "last record": storetest.Flip(-int(trailerSize) - 200), "missing": nil, "cut": storetest.Truncate(200),
+		"header": storetest.Flip(60),
+	}
+	for i, p := range s.packsOf("lineage-a") {
 		name := p.Name.String()
-		for what, change := range map[string]func([]byte) []byte{
-			"checksum": storetest.Flip(-1), "last record": storetest.Flip(-int(trailerSize) - 200), "missing": nil, "cut": storetest.Truncate(200),
-			"header": storetest.Flip(60),
-		} {
+		chosen := slices.Sorted(maps.Keys(damages))
+		if !soaking() { // two, so that each has its turn
+			first := (2*i + start) % len(chosen)
+			chosen = []string{chosen[first], chosen[(first+1)%len(chosen)]}
+		}
+		for _, what := range chosen {
+			change := damages[what]
 			hurt := s.hurt(name, change)
 			lost := hurt.verify(VerifyOptions{Data: true}).Findings[0].Backups
 			before := hurt.objects.Names()
@@ -204,10 +211,15 @@ func TestRepairCutShortIsDoneByTheNext(t *testing.T) {
 		"older head": good.hurt(HeadName("lineage-a", 2), storetest.Flip(70)),
 		"pack":       good.hurt(pack, storetest.Flip(-1)),
 	} {
-		for _, effect := range []storetest.Effect{storetest.FailBefore(nil), storetest.FailAfter(nil)} {
+		effects := []storetest.Effect{storetest.FailBefore(nil), storetest.FailAfter(nil)}
+		for i := range effects {
+			if i > 0 && !soaking() {
+				break // each request was met by one of the two, at random
+			}
 			for n := 1; ; n++ {
-				if os.Getenv("ORLOP_SOAK") == "" {
-					n += random.IntN(1 + n)
+				effect := effects[i]
+				if !soaking() {
+					n, effect = n+random.IntN(1+n), effects[random.IntN(len(effects))]
 				}
 				try := *hurt
 				try.objects = hurt.objects.Clone()

@@ -2,8 +2,12 @@ package repo
 
 import (
 	"math/rand/v2"
+	"os"
 	"testing"
 )
+
+// soaking tells whether tests go through all that there is, instead of a sample.
+func soaking() bool { return os.Getenv("ORLOP_SOAK") != "" }
 
 // newTestKeys returns the keyring of an encrypted repository whose randomness repeats.
 func newTestKeys(t testing.TB, encrypted bool) *Keyring {
