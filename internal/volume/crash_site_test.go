@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +31,8 @@ type site struct {
 	plain   *template // witness and subject
 	withXFS *template // and subject-xfs
 	worlds  atomic.Int64
+
+	rehearsals sync.Map // by the operations' names
 }
 
 // newSite makes a site that is gone after the test.
@@ -60,10 +62,10 @@ func (s *site) mount(t testing.TB) {
 func (s *site) unmount(t testing.TB) {
 	t.Helper()
 	var err error
-	if !within(10*time.Second, func() bool { err = fs.Unmount(s.pools); return err == nil }) {
+	if !within(func() bool { err = fs.Unmount(s.pools); return err == nil }) {
 		t.Fatalf("%v; attached: %v", err, attachedBelow(s.dir))
 	}
-	if !within(10*time.Second, func() bool { return len(attachedBelow(s.dir)) == 0 }) {
+	if !within(func() bool { return len(attachedBelow(s.dir)) == 0 }) {
 		t.Fatalf("attached: %v", attachedBelow(s.dir))
 	}
 }

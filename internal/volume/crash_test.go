@@ -16,12 +16,17 @@ import (
 	"orlop/internal/fault"
 )
 
+// Both go by the same rehearsals, in the same place.
+func TestEveryOperationSurvivesCrashesAndPowerCuts(t *testing.T) {
+	s, seed := newSite(t), seedOf(t)
+	t.Run("ACrashAtEveryStep", func(t *testing.T) { survivesACrashAtEveryStep(t, s, seed) })
+	t.Run("APowerCutAtEveryStep", func(t *testing.T) { survivesAPowerCutAtEveryStep(t, s, seed) })
+}
+
 // A daemon may die on any line. Each operation is cut short before and after each of its effects on the records,
 // the pool and the host; then another life begins, and everything that was acknowledged must be there, the
 // operation undone or done, and nothing left over. The pools and the kernel are real.
-func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
-	s := newSite(t)
-	seed := seedOf(t)
+func survivesACrashAtEveryStep(t *testing.T, s *site, seed uint64) {
 	for _, o := range operations {
 		t.Run(o.label(), func(t *testing.T) {
 			if !o.apart {
@@ -56,9 +61,7 @@ func TestEveryOperationSurvivesACrashAtEveryStep(t *testing.T) {
 // The same, but the effect is followed by a power cut below the pool: the journal of the filesystem that holds the
 // images is not written, the operation goes on and fails, or does not, and the machine starts again. What has been
 // answered must be so afterwards. The metadata lies on another disk.
-func TestEveryOperationSurvivesAPowerCutAtEveryStep(t *testing.T) {
-	s := newSite(t)
-	seed := seedOf(t)
+func survivesAPowerCutAtEveryStep(t *testing.T, s *site, seed uint64) {
 	for _, o := range operations {
 		t.Run(o.label(), func(t *testing.T) {
 			before, after, effects := o.rehearse(t, s)
@@ -133,10 +136,27 @@ func (o operation) world(t *testing.T, s *site) *world {
 	return w
 }
 
-// rehearse runs the operation as if nothing happened, and returns what is to be seen in the life before it, what in
-// the life after it, and its effects.
+// A rehearsal is what an operation does if nothing happens.
+type rehearsal struct {
+	before, after picture // what is to be seen in the life before it, and in the life after it
+	effects       []string
+}
+
+// rehearse returns the operation's rehearsal, which the site's first call for it makes.
 func (o operation) rehearse(t *testing.T, s *site) (before, after picture, effects []string) {
 	t.Helper()
+	made, ok := s.rehearsals.Load(o.name)
+	if !ok {
+		made = o.rehearseOnce(t, s)
+		s.rehearsals.Store(o.name, made)
+	}
+	r := made.(rehearsal)
+	return r.before, r.after, r.effects
+}
+
+func (o operation) rehearseOnce(t *testing.T, s *site) rehearsal {
+	t.Helper()
+	var before picture
 	w := o.world(t, s)
 	w.die(t)
 	w.life(t, func() {
@@ -147,10 +167,11 @@ func (o operation) rehearse(t *testing.T, s *site) (before, after picture, effec
 	w = o.world(t, s)
 	w.effects = nil
 	check(t, o.run(t.Context(), w))
-	effects = slices.Clone(w.effects)
+	effects := slices.Clone(w.effects)
 	if len(effects) == 0 {
 		t.Fatal("the operation has no effect")
 	}
+	var after picture
 	w.die(t)
 	w.life(t, func() {
 		w.wantSound(t)
@@ -159,7 +180,7 @@ func (o operation) rehearse(t *testing.T, s *site) (before, after picture, effec
 	})
 	w.raze(t)
 	fmt.Printf("%s: %d effects: %s\n", o.name, len(effects), strings.Join(effects, " "))
-	return before, after, effects
+	return rehearsal{before, after, effects}
 }
 
 // allowed is what may be seen in the life after one that was cut short in the operation.
