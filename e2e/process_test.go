@@ -16,13 +16,13 @@ import (
 
 const (
 	// commandLimit is how long a command may take. Docker waits 15 s for a plugin that is down, sometimes twice.
-	commandLimit = 90 * time.Second
+	commandLimit = 5 * time.Minute
 	// patience is how long a state may take to come about.
-	patience = 20 * time.Second
+	patience = 2 * time.Minute
 	// startLimit is how long a daemon may take to answer.
-	startLimit = 60 * time.Second
+	startLimit = 5 * time.Minute
 	// stopLimit is how long a daemon may take to end.
-	stopLimit = 60 * time.Second
+	stopLimit = 5 * time.Minute
 )
 
 // await polls until done or until within is over, and then returns an error that names what was awaited.

@@ -41,7 +41,7 @@ func (p *pending) wait(t *testing.T) outcome {
 	select {
 	case got := <-p.ended:
 		return got
-	case <-time.After(2 * time.Minute):
+	case <-time.After(crashLimit):
 		t.Fatal("the command has not ended")
 		return outcome{}
 	}

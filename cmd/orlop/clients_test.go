@@ -102,7 +102,7 @@ var wanted = []string{
 
 // TestParallelClients goes on until each operation was hit, on a machine that is busy otherwise.
 func TestParallelClients(t *testing.T) {
-	length, longest := 10*time.Second, 2*time.Minute
+	length, longest := 10*time.Second, 10*time.Minute
 	if os.Getenv("ORLOP_SOAK") != "" {
 		length = time.Minute
 	}

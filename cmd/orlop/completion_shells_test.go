@@ -123,7 +123,7 @@ func (term *terminal) send(t *testing.T, text string) {
 // await reads the shell's output until it contains text.
 func (term *terminal) await(t *testing.T, text string) {
 	t.Helper()
-	if err := term.pty.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := term.pty.SetReadDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 4096)

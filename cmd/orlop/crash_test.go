@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +66,8 @@ type load struct {
 	host    *crashHost
 	rng     *rand.Rand // of the one that kills
 	workers []*worker
+
+	answered atomic.Int64 // steps
 
 	mu   sync.Mutex
 	hits map[string]int // kills, by step that was in flight
@@ -140,8 +143,10 @@ func (l *load) killOnce(t *testing.T) {
 	for _, w := range l.workers {
 		group.Go(func() { w.work(t, stop) })
 	}
-	// Each step has its own length: the moment is any from the first request to the middle of a busy time.
-	<-time.After(time.Duration(l.rng.IntN(150_000)) * time.Microsecond)
+	// Each step has its own length, which is another on a busy machine: the moment comes after any number of answers.
+	answers := l.answered.Load() + l.rng.Int64N(3*crashWorkers)
+	awaitHolds(t, "the workers get answers", func() bool { return l.answered.Load() >= answers || t.Failed() })
+	<-time.After(time.Duration(l.rng.IntN(50_000)) * time.Microsecond)
 	for _, w := range l.workers {
 		if w.writing.Load() {
 			l.hit("write") // which knows nothing of the daemon, and may not notice

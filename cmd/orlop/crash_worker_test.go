@@ -73,6 +73,7 @@ func (w *worker) work(t *testing.T, stop chan struct{}) {
 			return
 		}
 		step.apply()
+		w.load.answered.Add(1)
 		select {
 		case <-stop:
 			return
@@ -325,7 +326,7 @@ func (v *crashVolume) letGo(t *testing.T, h *crashHost) {
 		check(t, h.docker("Unmount", dockerRequest{Name: v.name, ID: v.holder}, nil))
 	}
 	v.holder = ""
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(crashLimit)
 	for view, _ := h.view(t, v.name); view.Mounted; view, _ = h.view(t, v.name) {
 		if time.Now().After(deadline) {
 			t.Fatalf("volume %s stays mounted: %+v", v.name, view)

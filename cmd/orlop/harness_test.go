@@ -138,7 +138,7 @@ func (h *host) await(t *testing.T) int {
 	l := h.life
 	select {
 	case <-l.done:
-	case <-time.After(time.Minute):
+	case <-time.After(crashLimit):
 		t.Fatalf("the daemon has not ended:\n%s", l.log)
 	}
 	l.cancel()
@@ -426,7 +426,7 @@ func awaitNoGoroutines(t *testing.T) {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(crashLimit)
 	for {
 		select {
 		case <-tick.C:

@@ -86,7 +86,7 @@ func closeGate(t *testing.T) *gate {
 // await returns when a mkfs.ext4 waits at the gate.
 func (g *gate) await(t *testing.T) {
 	t.Helper()
-	if err := g.arrived.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := g.arrived.SetReadDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := g.arrived.Read(make([]byte, 5)); err != nil {

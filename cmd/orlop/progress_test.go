@@ -38,7 +38,7 @@ func openScreen(t *testing.T, columns uint16) *screen {
 // read reads what is written until enough is there, or until the terminal is closed.
 func (s *screen) read(enough func() bool) {
 	s.t.Helper()
-	if err := s.pty.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := s.pty.SetReadDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		s.t.Fatal(err)
 	}
 	buf := make([]byte, 4096)

@@ -27,7 +27,7 @@ type database struct {
 }
 
 // postgresPatience is how long a server may take to start, recovery included, or to stop.
-const postgresPatience = time.Minute
+const postgresPatience = 5 * time.Minute
 
 // A process is one that a test has started and ends.
 type process struct {

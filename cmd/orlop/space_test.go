@@ -36,7 +36,7 @@ const (
 	mib = int64(1) << 20
 	gib = int64(1) << 30
 
-	spacePatience = 60 * time.Second // for a state to come about
+	spacePatience = 5 * time.Minute // for a state to come about
 )
 
 // scratchDisk mounts a new filesystem in a sparse file until the test's end.
@@ -551,7 +551,7 @@ func (w *spaceWriter) kill(t *testing.T) {
 	_ = w.cmd.Process.Kill() // it may have ended
 	select {
 	case <-w.ended:
-	case <-time.After(2 * spacePatience):
+	case <-time.After(spacePatience):
 		t.Errorf("the writer of volume %s does not die", w.volume)
 	}
 }

@@ -131,7 +131,7 @@ func (w *world) wantSound(t *testing.T) {
 		}
 	}
 	var attached map[string]string
-	if !within(5*time.Second, func() bool {
+	if !within(func() bool {
 		attached = attachedBelow(w.dir)
 		files := map[string]bool{}
 		for _, file := range attached {
@@ -241,7 +241,7 @@ func (w *world) wantSealed(t *testing.T, whose owner, image string) {
 }
 
 // freezeWait is how long a filesystem may take to be written out; one that takes longer waits for something else.
-const freezeWait = 30 * time.Second
+const freezeWait = 2 * time.Minute
 
 // wantThawed checks that nothing is frozen, and nothing announced to be.
 func (w *world) wantThawed(t *testing.T) {

@@ -53,15 +53,18 @@ func runInNamespace() (code int) {
 
 // removeLeft removes the directory that the tests had, once the kernel has freed what was attached in it.
 func removeLeft(dir string) error {
-	if !within(10*time.Second, func() bool { return len(attachedBelow(dir)) == 0 }) {
+	if !within(func() bool { return len(attachedBelow(dir)) == 0 }) {
 		return fmt.Errorf("left attached: %v", attachedBelow(dir))
 	}
 	return os.Remove(dir)
 }
 
-// within polls until a condition holds, and tells whether it did before the deadline.
-func within(limit time.Duration, holds func() bool) bool {
-	for deadline := time.Now().Add(limit); !holds(); {
+// waitLimit is how long a state may take to come about on a machine that is busy otherwise.
+const waitLimit = 2 * time.Minute
+
+// within polls until a condition holds, and tells whether it did before waitLimit ended.
+func within(holds func() bool) bool {
+	for deadline := time.Now().Add(waitLimit); !holds(); {
 		if time.Now().After(deadline) {
 			return false
 		}

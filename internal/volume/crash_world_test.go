@@ -287,11 +287,11 @@ func (w *world) unmountAll(t testing.TB) {
 		_ = fs.Thaw(dir) // what is unmounted frozen lives on unseen
 	}
 	for _, dir := range slices.Backward(w.mounts(t)) {
-		if !within(10*time.Second, func() bool { return fs.Unmount(dir) == nil }) {
+		if !within(func() bool { return fs.Unmount(dir) == nil }) {
 			t.Fatalf("cannot unmount %s", dir)
 		}
 	}
-	if !within(10*time.Second, func() bool { return len(attachedBelow(w.dir)) == 0 }) {
+	if !within(func() bool { return len(attachedBelow(w.dir)) == 0 }) {
 		t.Fatalf("attached: %v", attachedBelow(w.dir))
 	}
 }

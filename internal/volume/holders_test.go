@@ -263,7 +263,7 @@ func giveDeviceTo(t *testing.T, device, file string) {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	check(t, err)
 	defer f.Close()
-	if !within(5*time.Second, func() bool { err = attachTo(f, backing); return err == nil }) {
+	if !within(func() bool { err = attachTo(f, backing); return err == nil }) {
 		t.Fatal(err)
 	}
 	check(t, unix.Dup3(int(f.Fd()), held, unix.O_CLOEXEC))

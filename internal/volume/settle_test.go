@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,7 +67,7 @@ func unmountWaitsForNoContainer(t *testing.T, w *world) {
 		defer close(ended)
 		w.SettleQueued(ctx)
 	}()
-	settled := within(10*time.Second, func() bool { return len(w.mounts(t)) == 0 })
+	settled := within(func() bool { return len(w.mounts(t)) == 0 })
 	cancel()
 	<-ended
 	if !settled {
@@ -140,7 +139,7 @@ func (w *world) waitsForTrim(t *testing.T, do func() error) (done chan error) {
 	done = make(chan error, 1)
 	go func() { done <- do() }()
 	id := w.id(t, subject)
-	if !within(10*time.Second, func() bool { return w.LockWanted(id) }) {
+	if !within(func() bool { return w.LockWanted(id) }) {
 		t.Fatal("the volume's lock is not taken")
 	}
 	select {
@@ -272,7 +271,7 @@ func usesAreNamed(t *testing.T, w *world) {
 			cmd := exec.Command("sh", append([]string{"-c", `cd "$1"; exec 3<"$2"; exec "$0" 1000`, program, where}, redirect...)...)
 			check(t, cmd.Start())
 			pid := strconv.Itoa(cmd.Process.Pid)
-			if !within(10*time.Second, func() bool {
+			if !within(func() bool {
 				args, err := os.ReadFile("/proc/" + pid + "/cmdline")
 				return err == nil && strings.HasPrefix(string(args), program)
 			}) {
@@ -339,7 +338,7 @@ func useThatEnds(t *testing.T, w *world) {
 	ended := make(chan error)
 	id := w.id(t, subject)
 	go func() {
-		within(10*time.Second, func() bool { return w.LockWanted(id) })
+		within(func() bool { return w.LockWanted(id) })
 		ended <- f.Close()
 	}()
 	check(t, unmountUser(t.Context(), w, w.id(t, subject)))

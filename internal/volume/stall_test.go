@@ -96,7 +96,7 @@ func frozen(t *testing.T, m *Manager, v metadata.Volume) (is, announced bool) {
 func wantStalled(t *testing.T, m *Manager, v metadata.Volume, want bool) {
 	t.Helper()
 	if !want {
-		if !within(10*time.Second, func() bool { return !m.stalls.any() }) {
+		if !within(func() bool { return !m.stalls.any() }) {
 			t.Fatal("stalls do not end")
 		}
 		if is, announced := frozen(t, m, v); is || announced {
@@ -104,7 +104,7 @@ func wantStalled(t *testing.T, m *Manager, v metadata.Volume, want bool) {
 		}
 		return
 	}
-	if !within(10*time.Second, func() bool {
+	if !within(func() bool {
 		if m.stalls.of(v.ID) == nil {
 			return false
 		}
@@ -209,7 +209,7 @@ func TestABallastThatCannotBeReleasedIsLoggedAndTriedAgain(t *testing.T) {
 		t.Errorf("logged: %s", line)
 	}
 	check(t, os.Remove(file))
-	if !within(time.Minute, func() bool { return errors.Is(unix.Access(m.ballast.path, unix.F_OK), unix.ENOENT) }) {
+	if !within(func() bool { return errors.Is(unix.Access(m.ballast.path, unix.F_OK), unix.ENOENT) }) {
 		t.Error("it is there still")
 	}
 	cancel()
@@ -286,7 +286,7 @@ func TestASlowFreezeDelaysTheEndOfNoOtherStall(t *testing.T) {
 			m.stallAll(t.Context()) // returns: the watch is not held up
 			wait := func(call string) {
 				t.Helper()
-				if !within(10*time.Second, func() bool { return h.has(call) }) {
+				if !within(func() bool { return h.has(call) }) {
 					close(h.allow)
 					t.Fatalf("not %s: %q", call, h.calls)
 				}
