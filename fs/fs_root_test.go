@@ -256,6 +256,9 @@ func failedByKernel(t *testing.T) (kind Type, device, dir string) {
 	}
 	device, _, dir = newFilesystem(t, kind, 64*mib)
 	mounted(t, kind, device, dir)
+	if entry(t, dir).ReadOnly || hasErrors(stat(t, dir).Dev) {
+		t.Fatal("a new filesystem has an error")
+	}
 	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(device), "trigger_fs_error")
 	if err := os.WriteFile(trigger, []byte("test"), 0o200); err != nil {
 		t.Fatal(err)
@@ -267,6 +270,9 @@ func TestFilesystemWithAnErrorShowsAsReadOnly(t *testing.T) {
 	_, _, dir := failedByKernel(t)
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err == nil {
 		t.Fatal("the filesystem is still writable: this test proves nothing")
+	}
+	if !hasErrors(stat(t, dir).Dev) {
+		t.Error("its error is not seen, which some kernels show no other sign of")
 	}
 	if e := entry(t, dir); !e.ReadOnly {
 		table, _ := os.ReadFile("/proc/self/mountinfo")
