@@ -98,6 +98,11 @@ test-e2e: need-root need-go ## run the tests with a real Docker daemon, and with
 	set -x
 	tools/leftovers.sh env $(RACE_TEST) ./e2e/...
 
+.PHONY: test-vm
+test-vm: need-go ## run tests on Debian's kernel, in an emulated machine: 8 minutes (see docs/testing.md)
+	@tools/deps.sh build test vm
+	tools/vm/test.sh
+
 .PHONY: test-here
 test-here: build
 	@root=$$(grep -rl --include='*_test.go' '^//go:build root$$' . | xargs dirname | sort -u)
@@ -140,6 +145,7 @@ lint: need-go $(LINTER) ## check the format, the Go code and the scripts
 	set -x
 	go vet ./...
 	go vet -tags root ./...
+	go vet -tags root,vm ./...
 	$(LINTER) run
 	shellcheck tools/*.sh tools/vm/*.sh .ci/run
 

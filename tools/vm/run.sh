@@ -4,11 +4,12 @@
 #   --limit DURATION   end the machine after this time, as for timeout(1) (8m)
 #   --disk SIZE        size of the blank disk, as for truncate(1) (16G)
 #   --memory SIZE      (4G)
+#   --systemd          run it as a service of systemd, on a system that boots, and may boot again: see guest.sh
 #   --env NAME=VALUE   add to the command's environment; variables named ORLOP_* are carried over by themselves
 #
 # The machine is emulated (qemu, TCG) and sees the host's whole file tree; what it writes there stays in its memory. Also
-# in there: an empty ext4 at /mnt, which is TMPDIR, on a disk of 16 GiB, and a blank disk, whose name is in ORLOP_VM_DISK. Both are sparse files
-# which are gone with the machine. No network but loopback; no udev and no systemd.
+# in there: an empty ext4 at /mnt, which is TMPDIR, on a disk of 16 GiB, and a blank disk, whose name is in ORLOP_VM_DISK.
+# Both are sparse files, which are gone with the machine. No network but loopback, and no udev; systemd only if asked for.
 # The command runs in the same directory as here; what it prints, to stdout and stderr, comes out on stdout. The exit
 # status is the command's, 124 when the limit was reached, and 125 when the machine ended without one. Then, and when the
 # command failed, the console's log is kept, and its path is printed.
@@ -23,8 +24,13 @@ usage() {
 	exit 2
 }
 
-limit=8m disk=16G memory=4G extra=()
+limit=8m disk=16G memory=4G systemd='' upper=tmpfs extra=()
 while [[ ${1-} == --* ]]; do
+	if [[ $1 == --systemd ]]; then
+		systemd=yes upper=/dev/vda
+		shift
+		continue
+	fi
 	[[ $# -gt 1 ]] || usage
 	case $1 in
 	--limit) limit=$2 ;;
@@ -79,7 +85,7 @@ environment=()
 while IFS= read -r name; do environment+=("$name=${!name}"); done < <(compgen -e | grep '^ORLOP_' || true)
 environment+=("${extra[@]}")
 modules=$kernel/lib/modules directory=$PWD
-declare -p modules directory environment > "$run/settings"
+declare -p modules directory environment systemd > "$run/settings"
 truncate -s 16G "$run/tmp.img"
 truncate -s "$disk" "$run/blank.img"
 : > "$run/status"
@@ -87,10 +93,10 @@ truncate -s "$disk" "$run/blank.img"
 exec {output}> >(exec cat) # qemu wants to open it, which a pipe allows in any case
 relay=$!
 # shellcheck disable=SC2054 # the commas are qemu's
-qemu=(qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" -nodefaults -no-user-config -no-reboot
+qemu=(qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" -nodefaults -no-user-config
 	-display none -nic none
 	-kernel "${image[0]}" -initrd "$run/initramfs.cpio"
-	-append "console=ttyS0 panic=-1 mitigations=off orlop.guest=$here/guest.sh orlop.run=$run"
+	-append "console=ttyS0 panic=-1 mitigations=off no_timer_check orlop.guest=$here/guest.sh orlop.run=$run orlop.upper=$upper"
 	-chardev "file,id=console,path=$run/console" -serial chardev:console
 	-chardev "file,id=output,path=/dev/fd/$output" -chardev "file,id=status,path=$run/status"
 	-device virtio-serial -device virtserialport,chardev=output,name=output
@@ -98,6 +104,7 @@ qemu=(qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" -n
 	-virtfs "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
 	-drive "file=$run/tmp.img,format=raw,if=virtio,cache=unsafe,discard=unmap"
 	-drive "file=$run/blank.img,format=raw,if=virtio,cache=unsafe,discard=unmap")
+[[ -n $systemd ]] || qemu+=(-no-reboot)
 setpriv --pdeathsig KILL timeout --signal KILL "$limit" setpriv --pdeathsig KILL "${qemu[@]}" < /dev/null 2> "$run/qemu" > /dev/null &
 pid=$!
 exec {output}>&-
