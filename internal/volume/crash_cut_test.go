@@ -4,6 +4,7 @@ package volume_test
 
 import (
 	"context"
+	"io"
 	"runtime"
 	"sync"
 
@@ -25,7 +26,7 @@ type cut struct {
 	effects []string
 	ended   bool
 	reached bool
-	open    []*fs.Held
+	open    []io.Closer
 }
 
 // arm has the life end before or after its at-th effect from now on, or act called there instead if it is not nil.
@@ -75,7 +76,8 @@ func (c *cut) effect(name string, do func() error) error {
 	return err
 }
 
-func (c *cut) hold(held *fs.Held) {
+// hold notes a file that the end of the process closes.
+func (c *cut) hold(held io.Closer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open = append(c.open, held)

@@ -164,6 +164,9 @@ var operations = []operation{
 	{name: "tidy a deleted snapshot", silent: true, setup: inTurn(take(subject), cutShort("pool.Deactivate", deleteSnapshot(subject, taken))), run: tidyAll},
 }
 
+// allOperations are the rows of the crash matrix.
+func allOperations() []operation { return slices.Concat(operations, restoreOperations()) }
+
 func recoverAll(ctx context.Context, w *world) error { return w.recoverAll(ctx) }
 
 func tidyAll(ctx context.Context, w *world) error {

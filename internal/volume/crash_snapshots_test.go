@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,11 +32,7 @@ const probe = "probe"
 
 // snapshotKey names a snapshot by its volume's name and its own, without the time.
 func snapshotKey(s metadata.Snapshot) string {
-	name := s.Name
-	if strings.HasPrefix(name, kept) {
-		name = kept
-	}
-	return s.Volume.Name + "@" + name
+	return s.Volume.Name + "@" + withoutTime(s.Name)
 }
 
 func (w *world) snapshots(t testing.TB) (all []metadata.Snapshot) {

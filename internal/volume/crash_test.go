@@ -27,7 +27,7 @@ func TestEveryOperationSurvivesCrashesAndPowerCuts(t *testing.T) {
 // the pool and the host; then another life begins, and everything that was acknowledged must be there, the
 // operation undone or done, and nothing left over. The pools and the kernel are real.
 func survivesACrashAtEveryStep(t *testing.T, s *site, seed uint64) {
-	for _, o := range operations {
+	for _, o := range allOperations() {
 		t.Run(o.label(), func(t *testing.T) {
 			if !o.apart {
 				t.Parallel()
@@ -62,7 +62,7 @@ func survivesACrashAtEveryStep(t *testing.T, s *site, seed uint64) {
 // images is not written, the operation goes on and fails, or does not, and the machine starts again. What has been
 // answered must be so afterwards. The metadata lies on another disk.
 func survivesAPowerCutAtEveryStep(t *testing.T, s *site, seed uint64) {
-	for _, o := range operations {
+	for _, o := range allOperations() {
 		t.Run(o.label(), func(t *testing.T) {
 			before, after, effects := o.rehearse(t, s)
 			for _, i := range o.chosen(seed, len(effects), fewPowerCuts) {

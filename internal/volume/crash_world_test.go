@@ -68,6 +68,7 @@ type world struct {
 	sums      map[string]string // of the images of snapshots that were acknowledged, by ID
 	inUse     *os.File          // open in the witness
 	container *container        // that has what was mounted when it began; nil for none
+	backup    backedUp          // to restore
 	original  map[string]bool   // IDs of the volumes that the template has
 }
 
@@ -226,6 +227,7 @@ func (w *world) begin(t testing.TB) {
 	w.open(t)
 	check(t, w.recoverAll(t.Context()))
 	w.tidyAll(t.Context())
+	w.resume(t)
 }
 
 // recoverAll recovers in the daemon's order.

@@ -24,8 +24,8 @@ const orphanWait = 5 * time.Second
 const settleEvery = time.Minute
 
 // Recover brings what a crash left to a state in which requests may be answered: announced freezes of this boot
-// and mounts aside end, copies that filesystems were grown on and holders of another boot go, creations are undone, and
-// what is held is mounted. A volume that cannot be recovered now, its pool
+// and mounts aside end, copies that filesystems were grown on and holders of another boot go, creations are undone, the
+// devices of volumes that are not wholly restored are deactivated, and what is held is mounted. A volume that cannot be recovered now, its pool
 // missing say, is logged and left as it is. It may be repeated, and must be done before requests are taken.
 func (m *Manager) Recover(ctx context.Context) error {
 	if err := m.thaw(ctx); err != nil {
@@ -43,6 +43,11 @@ func (m *Manager) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, state := range []metadata.State{metadata.Restoring, metadata.Failed} {
+		if err := m.eachIn(state, func(v metadata.Volume) { m.deactivateAbandoned(ctx, v, deadline) }); err != nil {
+			return err
+		}
+	}
 	return m.eachIn(metadata.Ready, func(v metadata.Volume) {
 		if err := m.remount(ctx, v, deadline); err != nil {
 			m.log.Error("volume not mounted again", "volume", v.Name, "error", err)
@@ -57,6 +62,18 @@ func (m *Manager) undoAbandoned(ctx context.Context, v metadata.Volume, deadline
 		return
 	}
 	m.log.Warn("creation undone that was cut short", "volume", v.Name, "id", v.ID)
+}
+
+// deactivateAbandoned deactivates the device of a volume that a killed daemon was restoring. The restore activates it again
+// when it is resumed, which may be much later, or never. It tries until deadline while something has the device.
+func (m *Manager) deactivateAbandoned(ctx context.Context, v metadata.Volume, deadline time.Time) {
+	pool, err := m.Pool(v)
+	if err == nil {
+		err = retryInUse(deadline, func() error { return pool.Deactivate(ctx, blockdev.ID(v.Device)) })
+	}
+	if err != nil && !fault.Is(err, fault.ErrNotFound) {
+		m.log.Error("device of a volume that is being restored not deactivated", "volume", v.Name, "error", err)
+	}
 }
 
 // remount mounts a volume that somebody holds, if it is not mounted or not all done: a growth for which it was
