@@ -99,7 +99,7 @@ test-e2e: need-root need-go ## run the tests with a real Docker daemon, and with
 	tools/leftovers.sh env $(RACE_TEST) ./e2e/...
 
 .PHONY: test-vm
-test-vm: need-go ## run tests on Debian's kernel, in an emulated machine: 8 minutes (see docs/testing.md)
+test-vm: need-go ## run tests on Debian's kernel, in an emulated machine (see docs/testing.md)
 	@tools/deps.sh build test vm
 	tools/vm/test.sh
 

@@ -14,7 +14,7 @@ suites() {
 		fs . UsersNamesFewOfManyProcesses
 		snapshot . -
 		internal/volume . Crash|PowerCut|Random
-		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem|EveryGenerationComesBackOnAnotherHost)$ -
+		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem)$ -
 		blockdev/loop . DirectoryOn|WhileExtentsMove|DuringABalance
 		lvm . -
 	END
