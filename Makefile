@@ -20,6 +20,7 @@ SERIAL := ./internal/backup/repo/protocoltest
 FUZZ_TIME ?= $(if $(ORLOP_SOAK),1m,10s)
 LINTER := bin/tools/golangci-lint
 KOPIA := bin/tools/kopia
+S3_SERVER := bin/tools/versitygw
 
 .PHONY: help
 help: ## list the targets
@@ -104,7 +105,7 @@ test-vm: need-go ## run tests on Debian's kernel, in an emulated machine (see do
 	tools/vm/test.sh
 
 .PHONY: test-here
-test-here: build
+test-here: build $(S3_SERVER)
 	@root=$$(grep -rl --include='*_test.go' '^//go:build root$$' . | xargs dirname | sort -u)
 	rest=$$(go list -f '{{.Dir}}' ./... | sed "s|^$$PWD|.|" | grep -vxF -e "$$root" -e "$(SERIAL)")
 	status=0
@@ -155,6 +156,11 @@ $(LINTER): tools/go.mod tools/go.sum | need-go
 
 $(KOPIA): tools/peers/go.mod tools/peers/go.sum | need-go
 	go -C tools/peers build -buildvcs=false -o "$(CURDIR)/$@" github.com/kopia/kopia
+	touch $@
+
+# The S3 server of the tests is in a module of its own. It takes minutes to build, once.
+$(S3_SERVER): tools/s3server/go.mod tools/s3server/go.sum | need-go
+	go -C tools/s3server build -buildvcs=false -o "$(CURDIR)/$@" github.com/versity/versitygw/cmd/versitygw
 	touch $@
 
 .PHONY: clean

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"orlop/internal/backup/store"
 	"orlop/internal/fault"
 )
@@ -228,13 +226,5 @@ func (c *chain) absent(ctx context.Context, h *Head) (map[PackName]bool, error) 
 
 // remove deletes objects, several at once. What is left because of an error, the next collection deletes.
 func (c *chain) remove(ctx context.Context, names []string) error {
-	group, removing := errgroup.WithContext(ctx)
-	group.SetLimit(c.repository.parallel(deletesAtOnce))
-	for _, name := range names {
-		if removing.Err() != nil {
-			break
-		}
-		group.Go(func() error { return c.repository.objects.Delete(removing, name) })
-	}
-	return errors.Join(group.Wait(), ctx.Err())
+	return store.DeleteAll(ctx, c.repository.objects, names, c.repository.parallel(deletesAtOnce))
 }

@@ -11,7 +11,7 @@ import (
 
 // Limits on what a store keeps, in bytes. Every store takes what is within them.
 const (
-	MaxName    = 1 << 10  // length of a name
+	MaxName    = 512      // length of a name: S3 takes 1,024 together with the prefix of the place
 	MaxSegment = 128      // length of one segment of it: some encrypted filesystems take no more than 143
 	MaxSize    = 64 << 20 // size of an object
 )

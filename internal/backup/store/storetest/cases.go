@@ -402,7 +402,7 @@ func readersNeverSeeAPart(s *suite) {
 }
 
 // longName is as long as a name may be, and has the longest segment.
-var longName = strings.Repeat(strings.Repeat("s", store.MaxSegment)+"/", 7) + strings.Repeat("t", 121)
+var longName = strings.Repeat(strings.Repeat("s", store.MaxSegment)+"/", 3) + strings.Repeat("t", 125)
 
 func longNamesAreTaken(s *suite) {
 	if len(longName) != store.MaxName {
