@@ -33,12 +33,9 @@ func (b base) unpin() {
 }
 
 // base finds the newest backup whose snapshot this host still has, and pins that. Backups and snapshots are matched by
-// their IDs, and by those of their volume: a name says nothing.
-func (m *Manager) base(ctx context.Context, r *destination.Repository, s metadata.Snapshot, damage repo.Damage) (found base, err error) {
-	head, err := r.Newest(ctx, s.Volume.Lineage)
-	if err != nil {
-		return found, err
-	}
+// their IDs, and by those of their volume: a name says nothing. They are those of a head that was the newest lately: each request
+// to a repository costs.
+func (m *Manager) base(ctx context.Context, r *destination.Repository, s metadata.Snapshot, head *repo.Head, damage repo.Damage) (found base, err error) {
 	snapshots, err := m.snapshotsOf(s.Volume.ID)
 	if err != nil {
 		return found, err
@@ -105,13 +102,9 @@ func (m *Manager) managed(r *destination.Repository, volume string) ([]metadata.
 	return managed, err
 }
 
-// dropUnknown deletes the snapshots that were taken for backups which were never committed.
-func (m *Manager) dropUnknown(ctx context.Context, r *destination.Repository, v metadata.Volume) error {
+// dropUnknown deletes the snapshots that were taken for backups which were never committed, by the newest head.
+func (m *Manager) dropUnknown(ctx context.Context, r *destination.Repository, v metadata.Volume, head *repo.Head) error {
 	managed, err := m.managed(r, v.ID)
-	if err != nil || len(managed) == 0 {
-		return err
-	}
-	head, err := r.Newest(ctx, v.Lineage)
 	if err != nil {
 		return err
 	}

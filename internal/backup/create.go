@@ -91,7 +91,11 @@ func (m *Manager) backup(ctx context.Context, v metadata.Volume, q Request, prog
 		return made, err
 	}
 	defer release()
-	if err := m.dropUnknown(ctx, r, v); err != nil {
+	head, err := r.Newest(ctx, v.Lineage)
+	if err != nil {
+		return made, err
+	}
+	if err := m.dropUnknown(ctx, r, v, head); err != nil {
 		return made, err
 	}
 	s, taken, err := m.source(ctx, r, v, q.Snapshot)
@@ -105,7 +109,7 @@ func (m *Manager) backup(ctx context.Context, v metadata.Volume, q Request, prog
 		}
 	}()
 	began := m.now()
-	if made, err = m.upload(ctx, r, s, progress); err != nil {
+	if made, err = m.upload(ctx, r, s, head, progress); err != nil {
 		return made, err
 	}
 	committed = true
@@ -140,8 +144,8 @@ func (m *Manager) source(ctx context.Context, r *destination.Repository, v metad
 	return list[0], true, nil
 }
 
-// upload backs up a snapshot, which it pins meanwhile.
-func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metadata.Snapshot, progress func(done, total int64)) (made Made, err error) {
+// upload backs up a snapshot, which it pins meanwhile. Head is one that was the newest lately.
+func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metadata.Snapshot, head *repo.Head, progress func(done, total int64)) (made Made, err error) {
 	s, unpin, err := m.volumes.Pin(s.ID, "a backup to "+r.Destination.String())
 	if err != nil {
 		return made, err
@@ -151,7 +155,7 @@ func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metad
 		return made, err
 	}
 	damage := r.RememberedDamage()
-	base, err := m.base(ctx, r, s, damage)
+	base, err := m.base(ctx, r, s, head, damage)
 	if err != nil {
 		return made, err
 	}
@@ -169,7 +173,7 @@ func (m *Manager) upload(ctx context.Context, r *destination.Repository, s metad
 	}
 	defer func() { err = errors.Join(err, source.Close()) }()
 	written, err := r.Backup(ctx, repo.BackupSpec{
-		Backup: m.record(s), Source: source, Base: base.record(), Damage: damage, Progress: progress,
+		Backup: m.record(s), Source: source, Base: base.record(), Head: head, Damage: damage, Progress: progress,
 		Extents: func(ctx context.Context, on *repo.Backup, fn func(repo.Extent) error) error {
 			from := blockdev.ID("")
 			if on != nil {

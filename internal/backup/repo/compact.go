@@ -56,7 +56,7 @@ func (c *chain) compact(ctx context.Context, threshold float64) (Compacted, erro
 	if len(wasteful(m, threshold)) == 0 {
 		return Compacted{}, nil
 	}
-	session, h, err := c.register(ctx, CompactionSession, nil)
+	session, h, err := c.register(ctx, CompactionSession, nil, nil)
 	if err != nil {
 		return Compacted{}, err
 	}

@@ -94,7 +94,7 @@ func TestSessionOfAnotherHostOnADroppedBaseHoldsUpNoRule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := c.register(t.Context(), BackupSession, func(*Head) *Backup { return base.Backup }); err != nil {
+	if _, _, err := c.register(t.Context(), BackupSession, nil, func(*Head) *Backup { return base.Backup }); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range of {

@@ -83,11 +83,11 @@ func TestRunsOfOneProcessDoNotTakeEachOthersSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, _, err := c.register(t.Context(), BackupSession, nil)
+	first, _, err := c.register(t.Context(), BackupSession, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, _, err := c.register(t.Context(), BackupSession, nil)
+	second, _, err := c.register(t.Context(), BackupSession, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestRunsOfOneProcessDoNotTakeEachOthersSessions(t *testing.T) {
 		t.Error("a run took over the session of one that runs")
 	}
 	first.release()
-	third, h, err := c.register(t.Context(), BackupSession, nil)
+	third, h, err := c.register(t.Context(), BackupSession, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestSessionStallsWhenNothingHappensInIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	session, h, err := c.register(t.Context(), BackupSession, nil)
+	session, h, err := c.register(t.Context(), BackupSession, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

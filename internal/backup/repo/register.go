@@ -27,8 +27,8 @@ type registered struct {
 
 // register enters a session of a kind into the newest head. Base, if it is not nil, returns what of that head it builds
 // on. If this host left a session of the kind behind, it is taken over with its bases and what was uploaded under it.
-// The run counts as alive until release is called.
-func (c *chain) register(ctx context.Context, kind SessionKind, base func(*Head) *Backup) (_ *registered, _ *Head, err error) {
+// The run counts as alive until release is called. Known is a head to try first, as for change.
+func (c *chain) register(ctx context.Context, kind SessionKind, known *Head, base func(*Head) *Backup) (_ *registered, _ *Head, err error) {
 	s := &registered{chain: c, own: map[PackName]bool{}}
 	if s.owner, err = c.draw(); err != nil {
 		return nil, nil, err
@@ -40,7 +40,7 @@ func (c *chain) register(ctx context.Context, kind SessionKind, base func(*Head)
 		}
 	}()
 	drawn := map[ID]bool{}
-	h, _, err := c.change(ctx, nil, func(h *Head) (*Head, error) {
+	h, _, err := c.change(ctx, known, func(h *Head) (*Head, error) {
 		if _, there := h.owned(s.owner); there {
 			return nil, nil
 		}

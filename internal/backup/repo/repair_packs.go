@@ -152,7 +152,7 @@ func (f *repairer) plan(d *damagedPacks, hurt map[string][]*Backup) (steps []Ste
 
 // replace writes new packs with what is good in those to be dropped, and a head that lists them instead.
 func (f *repairer) replace(ctx context.Context, c *chain, d *damagedPacks) error {
-	s, registeredIn, err := c.register(ctx, RepairSession, nil)
+	s, registeredIn, err := c.register(ctx, RepairSession, nil, nil)
 	if err != nil {
 		return err
 	}

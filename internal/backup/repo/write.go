@@ -30,6 +30,9 @@ type BackupSpec struct {
 	// any more.
 	Base string
 
+	// Head, if it is not nil, is what Newest returned lately. It saves requests if it is still the newest.
+	Head *Head
+
 	// Extents calls fn by rising offset for each part of the volume in which it may differ from the base. With base nil
 	// these are all parts that may hold data; the others are holes. It may be called several times.
 	Extents func(ctx context.Context, base *Backup, fn func(Extent) error) error
@@ -120,7 +123,12 @@ type writer struct {
 // write registers, uploads and commits.
 func (w *writer) write(ctx context.Context) (*Written, error) {
 	var base *Backup
-	session, h, err := w.chain.register(ctx, BackupSession, func(h *Head) *Backup {
+	known := w.Head
+	if known != nil && known.Number == 0 {
+		known = nil // whether there is none, is to be looked at again
+	}
+	w.Head = nil // a next attempt begins with what is there then
+	session, h, err := w.chain.register(ctx, BackupSession, known, func(h *Head) *Backup {
 		base = nil
 		if b, there := h.Backup(w.Base); there && b.ChunkSize == w.Backup.ChunkSize && !w.Damage.Hurts(b) {
 			base = b
