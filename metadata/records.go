@@ -80,12 +80,13 @@ type Volume struct {
 
 // Restore says from which backup a volume is, or was, filled. It names no secret.
 type Restore struct {
-	URL     string `json:"url"`                // of the backup
-	Backup  string `json:"backup"`             // its ID
-	KeyFile string `json:"key_file,omitempty"` // path of the key on this host
-	Size    int64  `json:"size,omitempty"`     // bytes to grow to when the content is there; 0 for the backup's size
-	Docker  bool   `json:"docker,omitempty"`   // asked for by Docker, which must never see the volume vanish
-	Error   string `json:"error,omitempty"`    // why it failed or, in state restoring, waits
+	URL         string `json:"url"`                   // of the backup
+	Backup      string `json:"backup"`                // its ID
+	KeyFile     string `json:"key_file,omitempty"`    // path of the key on this host
+	Credentials string `json:"credentials,omitempty"` // path of the keys for the bucket on this host; empty for the daemon's own
+	Size        int64  `json:"size,omitempty"`        // bytes to grow to when the content is there; 0 for the backup's size
+	Docker      bool   `json:"docker,omitempty"`      // asked for by Docker, which must never see the volume vanish
+	Error       string `json:"error,omitempty"`       // why it failed or, in state restoring, waits
 }
 
 // Snapshot is one snapshot's record.

@@ -144,7 +144,7 @@ func (c *cli) app() *urfave.App {
 }
 
 // environmentHelp is in the help of each command that takes a destination.
-const environmentHelp = "In the environment, ORLOP_DEST stands for DEST and ORLOP_KEY_FILE for --key-file.\n"
+const environmentHelp = "In the environment, ORLOP_DEST stands for DEST, ORLOP_KEY_FILE for --key-file, ORLOP_S3_CREDENTIALS for --s3-credentials.\n"
 
 // takesDestination reports whether ORLOP_DEST stands for the command's first argument.
 func takesDestination(c *urfave.Command) bool { return strings.HasPrefix(c.ArgsUsage, "DEST") }

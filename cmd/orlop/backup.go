@@ -34,6 +34,25 @@ func keyFileFlag() urfave.Flag {
 	return &urfave.StringFlag{Name: "key-file", Usage: "key FILE of an encrypted repository; see 'orlop key create'", EnvVars: []string{"ORLOP_KEY_FILE"}}
 }
 
+func s3CredentialsFlag() urfave.Flag {
+	return &urfave.StringFlag{Name: "s3-credentials", Usage: "FILE with the keys for a bucket, in the form of ~/.aws/credentials", EnvVars: []string{"ORLOP_S3_CREDENTIALS"}}
+}
+
+// credentialsOf returns the credentials that a command was given: in a file, or in the environment. There may be none.
+func credentialsOf(ctx *urfave.Context) (c destination.Credentials, err error) {
+	if path := ctx.String("s3-credentials"); path != "" {
+		if c.File, err = filepath.Abs(path); err != nil {
+			return c, fmt.Errorf("S3 credentials: %w", err)
+		}
+	}
+	environment, err := destination.EnvironmentCredentials()
+	if c.File != "" {
+		c.CABundle = environment.CABundle // what else may be wrong there does not matter
+		return c, nil
+	}
+	return environment, err
+}
+
 // keyOf reads the key that a command was given, nil if it was given none.
 func keyOf(ctx *urfave.Context) (*repo.Key, error) {
 	path := ctx.String("key-file")
@@ -45,11 +64,14 @@ func keyOf(ctx *urfave.Context) (*repo.Key, error) {
 
 // keyFlag is what commands that are to be run next need besides the destination, if not from the environment.
 func keyFlag(ctx *urfave.Context) string {
-	path := ctx.String("key-file")
-	if path == "" || path == os.Getenv("ORLOP_KEY_FILE") {
-		return ""
+	text := ""
+	if path := ctx.String("key-file"); path != "" && path != os.Getenv("ORLOP_KEY_FILE") {
+		text += " --key-file " + quoted(path)
 	}
-	return " --key-file " + quoted(path)
+	if path := ctx.String("s3-credentials"); path != "" && path != os.Getenv("ORLOP_S3_CREDENTIALS") {
+		text += " --s3-credentials " + quoted(path)
+	}
+	return text
 }
 
 // destinationOf is the only argument, or ORLOP_DEST.
@@ -85,6 +107,9 @@ func (o *opener) options() (destination.Options, error) {
 		return destination.Options{}, err
 	}
 	options := destination.Options{Key: key, Warn: o.warn}
+	if options.Credentials, err = credentialsOf(o.ctx); err != nil {
+		return destination.Options{}, err
+	}
 	if options.StateDir, err = backupState(); err != nil {
 		o.warn(err)
 	}
@@ -175,7 +200,7 @@ func (c *cli) backupInitCommand() *urfave.Command {
 		Description: "DEST must be empty, or not exist yet. Repeating the command with the same key changes nothing. If this host\n" +
 			"remembers a repository there that is gone, the disk may not be mounted: only --new creates another.\n" +
 			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(),
+		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag(),
 			&urfave.BoolFlag{Name: "unencrypted", Usage: "anyone who can read DEST can read the backups"},
 			&urfave.BoolFlag{Name: "new", Usage: "replace a repository that this host remembers but that is gone, or accept the different one that is there"},
 		},
@@ -262,7 +287,7 @@ func (c *cli) backupListCommand() *urfave.Command {
 		Name: "list", Aliases: []string{"ls"}, Usage: "list backups by volume, the oldest first", ArgsUsage: "DEST",
 		Description: "IDs are shown as far as they are needed; backup= in a URL takes them so.\n" +
 			"Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(),
+		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag(),
 			&urfave.StringFlag{Name: "volume-name", Usage: "only backups of volumes named NAME"},
 			wideFlag(),
 		},
@@ -297,7 +322,7 @@ func (c *cli) backupInspectCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "inspect", Usage: "show details of backups as JSON", ArgsUsage: "URL...",
 		Description: "Example: orlop backup inspect 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
-		Flags:       []urfave.Flag{keyFileFlag()},
+		Flags:       []urfave.Flag{keyFileFlag(), s3CredentialsFlag()},
 		Action: func(ctx *urfave.Context) error {
 			urls, err := arguments(ctx, 1, -1)
 			if err != nil {
@@ -328,7 +353,7 @@ func (c *cli) backupDeleteCommand() *urfave.Command {
 		Name: "delete", Aliases: []string{"rm"}, Usage: "delete backups; prune frees their space", ArgsUsage: "URL...",
 		Description: "Each URL must contain backup=ID; volume= alone is not enough.\n" +
 			"Example: orlop backup delete 'file:///mnt/nas/orlop?backup=0190.0191&volume=db' --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag()},
+		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag()},
 		Action: func(ctx *urfave.Context) error {
 			urls, err := arguments(ctx, 1, -1)
 			if err != nil {

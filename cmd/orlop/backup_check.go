@@ -23,7 +23,7 @@ func (c *cli) backupVerifyCommand() *urfave.Command {
 		Description: "Checks that every object exists and that they are consistent; --data also reads all data. With the URL of a\n" +
 			"backup it checks that one only. Exits with 7 if it finds damage to what it checked.\n" +
 			"Example: orlop backup verify file:///mnt/nas/orlop --data --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(),
+		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag(),
 			&urfave.BoolFlag{Name: "data", Usage: "read all data, the least recently read first"},
 			&urfave.StringFlag{Name: "sample", Usage: "read PART of the data, such as 5%: the least recently read"},
 		},
@@ -79,7 +79,7 @@ func (c *cli) verified(r *destination.Repository, found repo.Report, only *repo.
 
 // verifySubject is what verify is to look at: a destination, or one backup.
 func verifySubject(ctx *urfave.Context) (destination.Destination, *destination.URL, error) {
-	if text := ctx.Args().First(); strings.Contains(text, "?") {
+	if text := ctx.Args().First(); destination.IsURL(text) {
 		if _, err := arguments(ctx, 1, 1); err != nil {
 			return destination.Destination{}, nil, err
 		}
@@ -160,7 +160,7 @@ func (c *cli) backupRepairCommand() *urfave.Command {
 			"is lost are named; only --drop-damaged drops them, and until then it exits with 7. Run it with --dry-run first, and\n" +
 			"while nothing else writes to DEST.\n" +
 			"Example: orlop backup repair file:///mnt/nas/orlop --dry-run --key-file /root/orlop.key",
-		Flags: []urfave.Flag{keyFileFlag(),
+		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag(),
 			&urfave.BoolFlag{Name: "dry-run", Usage: "show what would be done, change nothing"},
 			&urfave.BoolFlag{Name: "drop-damaged", Usage: "drop the backups whose data is lost"},
 		},
@@ -204,7 +204,7 @@ func (c *cli) printSteps(steps []repo.Step) error {
 }
 
 func (c *cli) backupPruneCommand() *urfave.Command {
-	flags := append([]urfave.Flag{keyFileFlag()}, keepFlags()...)
+	flags := append([]urfave.Flag{keyFileFlag(), s3CredentialsFlag()}, keepFlags()...)
 	return &urfave.Command{
 		Name: "prune", Usage: "delete old backups by rules, and free what no backup needs", ArgsUsage: "DEST",
 		Description: "Without a rule no backup is deleted. The newest good backup of each volume is always kept.\n" +

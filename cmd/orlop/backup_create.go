@@ -27,7 +27,7 @@ func (c *cli) backupCreateCommand() *urfave.Command {
 		Description: "The daemon takes a snapshot of a volume first, also while containers write, and keeps it, so that the next backup\n" +
 			"reads and stores only what changed. A backup that was interrupted resumes when the command is repeated.\n" +
 			"Example: orlop backup create db --dest file:///mnt/nas/orlop --key-file /root/orlop.key",
-		Flags: []urfave.Flag{destFlag(), keyFileFlag(), dropSnapshotFlag()},
+		Flags: []urfave.Flag{destFlag(), keyFileFlag(), s3CredentialsFlag(), dropSnapshotFlag()},
 		Action: func(ctx *urfave.Context) error {
 			args, err := arguments(ctx, 1, 1)
 			if err != nil {
@@ -66,7 +66,20 @@ func backupRequest(ctx *urfave.Context) (control.Request, error) {
 		return control.Request{}, err
 	}
 	key, err := keyPath(ctx)
-	return control.Request{Destination: at.String(), KeyFile: key, DropSnapshot: ctx.Bool("drop-snapshot")}, err
+	if err != nil {
+		return control.Request{}, err
+	}
+	credentials, err := wireCredentials(ctx)
+	return control.Request{Destination: at.String(), KeyFile: key, Credentials: credentials, DropSnapshot: ctx.Bool("drop-snapshot")}, err
+}
+
+// wireCredentials are the credentials that the daemon is to use for this request; nil for its own.
+func wireCredentials(ctx *urfave.Context) (*control.Credentials, error) {
+	c, err := credentialsOf(ctx)
+	if err != nil || c == (destination.Credentials{}) {
+		return nil, err
+	}
+	return &control.Credentials{File: c.File, AccessKey: c.Access, SecretKey: c.Secret, SessionToken: c.Token, CABundle: c.CABundle}, nil
 }
 
 // keyPath is the path of the key that a command was given, absolute, as the daemon opens it.

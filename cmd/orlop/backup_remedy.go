@@ -31,6 +31,8 @@ func remedy(e fault.Remedy, question bool) string {
 		return fmt.Sprintf(" To make a new one in its place: orlop backup init %s --new %s", at, how)
 	case destination.GiveKey:
 		return ": use --key-file FILE, or set ORLOP_KEY_FILE"
+	case destination.GiveCredentials:
+		return ": use --s3-credentials FILE, or set ORLOP_S3_CREDENTIALS, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 	case destination.ListBackups:
 		if question {
 			return " see orlop backup list " + at

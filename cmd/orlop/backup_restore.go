@@ -21,7 +21,7 @@ func (c *cli) backupRestoreCommand() *urfave.Command {
 			"interrupted restore resumes, also after a restart of the daemon. With --to-file no daemon is needed; until IMAGE is\n" +
 			"complete it is IMAGE.orlop-part, and the same command resumes it.\n" +
 			"Example: orlop backup restore 'file:///mnt/nas/orlop?volume=db' --key-file /root/orlop.key",
-		Flags: append([]urfave.Flag{keyFileFlag(), &urfave.StringFlag{Name: "to-file", Usage: "create IMAGE, a sparse file of the volume's size; needs no daemon"}}, restoreFlags()...),
+		Flags: append([]urfave.Flag{keyFileFlag(), s3CredentialsFlag(), &urfave.StringFlag{Name: "to-file", Usage: "create IMAGE, a sparse file of the volume's size; needs no daemon"}}, restoreFlags()...),
 		Action: func(ctx *urfave.Context) error {
 			if ctx.Bool("all") {
 				if ctx.IsSet("to-file") {

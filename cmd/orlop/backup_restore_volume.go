@@ -80,7 +80,10 @@ func (c *cli) restoreRequest(ctx *urfave.Context, name string) (r control.Reques
 	if r.Options, err = settingsOf(ctx); err != nil {
 		return r, err
 	}
-	r.KeyFile, err = keyPath(ctx)
+	if r.KeyFile, err = keyPath(ctx); err != nil {
+		return r, err
+	}
+	r.Credentials, err = wireCredentials(ctx)
 	return r, err
 }
 

@@ -19,7 +19,7 @@ import (
 
 func (c *cli) backupRunCommand() *urfave.Command {
 	flags := []urfave.Flag{
-		destFlag(), keyFileFlag(),
+		destFlag(), keyFileFlag(), s3CredentialsFlag(),
 		&urfave.BoolFlag{Name: "all", Usage: "back up every volume, except those with --no-backup"},
 		&urfave.StringSliceFlag{Name: "filter", Usage: "back up the volumes with this label: label=key or label=key=value"},
 	}
@@ -271,7 +271,7 @@ func (r *backupRun) collect() {
 	if !done || r.ctx.Context.Err() != nil {
 		return
 	}
-	request := control.Request{Destination: r.request.Destination, KeyFile: r.request.KeyFile, Daily: true}
+	request := control.Request{Destination: r.request.Destination, KeyFile: r.request.KeyFile, Credentials: r.request.Credentials, Daily: true}
 	var begun control.Collecting
 	err := r.c.client.Post(r.ctx.Context, "/backups/collect", request, &begun)
 	if err == nil && begun.Due {

@@ -203,6 +203,10 @@ func TestDestinationsMayBeWrittenInEveryWay(t *testing.T) {
 }
 
 func TestBadDestinationsAndURLs(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ORLOP_S3_CREDENTIALS"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", filepath.Join(t.TempDir(), "none"))
 	p := newBackupPlace(t)
 	url := p.back("db", "id-1", backupTime, contents(1))
 	p.back("db", "id-2", backupTime, contents(2))
@@ -215,7 +219,8 @@ func TestBadDestinationsAndURLs(t *testing.T) {
 	}{
 		{[]string{"list"}, 2, []string{"DEST"}},
 		{[]string{"list", ""}, 2, nil},
-		{[]string{"list", "s3://bucket/x"}, 8, []string{"not supported yet"}},
+		{[]string{"list", "s3://bucket/x"}, 2, []string{"no S3 credentials", "--s3-credentials"}},
+		{[]string{"list", "s3://AKIA:topsecret@bucket/x"}, 2, []string{"credentials never stand in a URL"}},
 		{[]string{"list", "ftp://x/y"}, 2, []string{"ftp"}},
 		{[]string{"list", "file://host/dir"}, 2, []string{"absolute"}},
 		{[]string{"list", "file://"}, 2, nil},

@@ -15,21 +15,21 @@ func TestDestinationsThatLookLikeOtherPlacesAreNoDirectories(t *testing.T) {
 	p := newBackupPlace(t)
 	t.Chdir(t.TempDir())
 	for text, says := range map[string]string{
-		"s3:bucket":           "./s3:bucket",
-		"s3:/bucket/dir":      "./s3:/bucket/dir",
+		"s3:bucket":           "two slashes must follow s3:",
+		"s3:/bucket/dir":      "two slashes must follow s3:",
 		"user@nas:dir":        "./user@nas:dir",
 		"nas:/srv/orlop":      "./nas:/srv/orlop",
 		"file:rel":            "./file:rel",
 		":":                   "./:",
 		"://x":                `scheme ""`,
-		"S3://bucket":         "not supported yet",
+		"S3://bucket":         "use s3://bucket/orlop",
 		"file:///a%zz":        `"%zz": write %25`,
 		"file://localhost":    "no absolute path",
 		"file://localhostile": "no absolute path",
 	} {
 		got := invoke("backup", "init", text, "--key-file", p.key)
-		if want := map[bool]int{true: 8, false: 2}[text == "S3://bucket"]; got.code != want || !strings.Contains(got.stderr, says) {
-			t.Errorf("%s: want exit code %d and %q\n%s", text, want, says, got)
+		if got.code != 2 || !strings.Contains(got.stderr, says) {
+			t.Errorf("%s: want exit code 2 and %q\n%s", text, says, got)
 		}
 	}
 	if left, err := os.ReadDir("."); err != nil || len(left) > 0 {

@@ -31,7 +31,7 @@ var sources = map[string]source{
 	"create NAME": question.nothing, "device adopt NAME": question.nothing, "umount NAME": question.mountedVolumes,
 
 	"--socket": question.files, "--plugin-socket": question.files, "--control-socket": question.files,
-	"--dest": question.directories, "--backup": question.files, "--key-file": question.files, "--to-file": question.files,
+	"--dest": question.directories, "--backup": question.files, "--key-file": question.files, "--s3-credentials": question.files, "--to-file": question.files,
 	"--root": question.directories, "--mountpoint": question.directories,
 	"--fs": question.filesystems, "--default-fs": question.filesystems, "--mount-option": question.mountOptions,
 	"--pool": question.pools, "daemon --pool": oneOf("loop"),

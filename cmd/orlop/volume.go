@@ -34,7 +34,7 @@ func (c *cli) createCommand() *urfave.Command {
 			command.Flags = append(command.Flags, &urfave.StringFlag{Name: kind.Key, Usage: kind.Help})
 		}
 	}
-	command.Flags = append(command.Flags, keyFileFlag())
+	command.Flags = append(command.Flags, keyFileFlag(), s3CredentialsFlag())
 	return command
 }
 
@@ -51,7 +51,7 @@ func (c *cli) create(ctx *urfave.Context) error {
 	case ctx.IsSet("backup"):
 		return c.createFromBackup(ctx, request)
 	case keyFlag(ctx) != "":
-		return fault.Errorf(fault.ErrInvalid, "create: --key-file goes with --backup")
+		return fault.Errorf(fault.ErrInvalid, "create: --key-file and --s3-credentials go with --backup")
 	}
 	var view daemon.View
 	if err := c.client.Post(ctx.Context, "/volumes/create", request, &view); err != nil {
@@ -72,6 +72,9 @@ func (c *cli) createFromBackup(ctx *urfave.Context, request control.Request) err
 		return err
 	}
 	request.KeyFile = key
+	if request.Credentials, err = wireCredentials(ctx); err != nil {
+		return err
+	}
 	request.Options = slices.DeleteFunc(request.Options, func(s control.Setting) bool {
 		if s.Key == "backup" {
 			request.URL = s.Value

@@ -15,7 +15,7 @@ import (
 // RestoreInPlace begins a job that gives a volume, by its ID, the content of a backup. What the volume holds now becomes a
 // snapshot of it, unless discard is set. The volume must not be in use when the job begins and when it ends; a job that fails
 // or is interrupted leaves it as it was. The volume keeps its ID, name, size if that is larger, labels and settings.
-func (m *Manager) RestoreInPlace(ctx context.Context, u destination.URL, keyFile, id string, discard bool) (j metadata.Job, joined bool, err error) {
+func (m *Manager) RestoreInPlace(ctx context.Context, u destination.URL, to Target, id string, discard bool) (j metadata.Job, joined bool, err error) {
 	v, err := m.volume(id)
 	if err != nil {
 		return j, false, err
@@ -23,7 +23,6 @@ func (m *Manager) RestoreInPlace(ctx context.Context, u destination.URL, keyFile
 	if v.State != metadata.Ready {
 		return j, false, volume.NotReady(v)
 	}
-	to := Target{u.Destination, keyFile}
 	r, release, err := m.opened(ctx, to)
 	if err != nil {
 		return j, false, err

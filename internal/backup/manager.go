@@ -72,5 +72,6 @@ func New(c Config) *Manager {
 // A Target says where a repository is and with what it is opened.
 type Target struct {
 	Destination destination.Destination
-	KeyFile     string // path of the key on this host; empty for a repository that is not encrypted
+	KeyFile     string                  // path of the key on this host; empty for a repository that is not encrypted
+	Credentials destination.Credentials // for a bucket; zero for those of this process
 }

@@ -20,10 +20,12 @@ type repositories struct {
 	open map[place]*shared
 }
 
-// A place is where a repository is, and the ID of the key that opens it, which may be in several files.
+// A place is where a repository is, and the IDs of the key that opens it, which may be in several files, and of the credentials
+// for its bucket.
 type place struct {
-	at  destination.Destination
-	key string
+	at          destination.Destination
+	key         string
+	credentials string
 }
 
 // shared is a repository that is open, or is just being opened.
@@ -44,12 +46,15 @@ func (m *Manager) opened(ctx context.Context, to Target) (r *destination.Reposit
 		}
 		at.key = key.ID()
 	}
+	if to.Destination.IsBucket() {
+		at.credentials = to.Credentials.ID()
+	}
 	s := m.open.enter(at)
 	s.opening.Lock()
 	defer s.opening.Unlock()
 	if s.repository == nil {
 		warn := func(err error) { m.log.Warn("backup destination", "destination", at.at.String(), "problem", err) }
-		s.repository, err = destination.Open(ctx, at.at, destination.Options{Key: key, StateDir: m.stateDir, Runs: m.open.runs, Warn: warn})
+		s.repository, err = destination.Open(ctx, at.at, destination.Options{Key: key, Credentials: to.Credentials, StateDir: m.stateDir, Runs: m.open.runs, Warn: warn})
 		if err != nil {
 			m.release(at, s)
 			return nil, nil, err

@@ -22,6 +22,8 @@ type RestoreRequest struct {
 	URL     destination.URL
 	KeyFile string // as in a Target
 
+	Credentials destination.Credentials // as in a Target
+
 	// Spec completes the specification of the new volume, given the backup. Its result says the name, the pool and
 	// what else the volume does not take from the backup; its size may exceed the backup's.
 	Spec func(b *repo.Backup) (volume.Spec, error)
@@ -44,7 +46,7 @@ type Restored struct {
 // fails with fault.ErrExists if there is another volume of the name, and as destination.Open and Find do. A job of a daemon
 // that dies is begun again by Resume.
 func (m *Manager) Restore(ctx context.Context, q RestoreRequest) (j metadata.Job, joined bool, err error) {
-	r, release, err := m.opened(ctx, Target{q.URL.Destination, q.KeyFile})
+	r, release, err := m.opened(ctx, Target{q.URL.Destination, q.KeyFile, q.Credentials})
 	if err != nil {
 		return j, false, err
 	}
@@ -57,7 +59,7 @@ func (m *Manager) Restore(ctx context.Context, q RestoreRequest) (j metadata.Job
 	if err != nil {
 		return j, false, err
 	}
-	origin := metadata.Restore{URL: r.Destination.URL(b).String(), Backup: b.ID(), KeyFile: q.KeyFile, Docker: q.Docker}
+	origin := metadata.Restore{URL: r.Destination.URL(b).String(), Backup: b.ID(), KeyFile: q.KeyFile, Credentials: q.Credentials.File, Docker: q.Docker}
 	if spec.Size > b.Size {
 		origin.Size = spec.Size
 	}
@@ -69,7 +71,7 @@ func (m *Manager) Restore(ctx context.Context, q RestoreRequest) (j metadata.Job
 	if err != nil {
 		return j, false, fmt.Errorf("restore backup %s: %w", b.ID(), err)
 	}
-	return m.startRestore(ctx, v)
+	return m.startRestore(ctx, v, q.Credentials)
 }
 
 // again returns the volume that has a restore's name already, if it is being restored from the same backup or its restore
@@ -92,15 +94,16 @@ func (m *Manager) again(ctx context.Context, spec volume.Spec, exists error) (v 
 // RestoreKey is the key of the job that restores a volume, given by its ID.
 func RestoreKey(volume string) string { return KindRestore + "/" + volume }
 
-// startRestore begins the job that fills a volume in state restoring.
-func (m *Manager) startRestore(ctx context.Context, v metadata.Volume) (metadata.Job, bool, error) {
+// startRestore begins the job that fills a volume in state restoring. Credentials that are keys are in no record: a job of a later
+// process does with those of that process.
+func (m *Manager) startRestore(ctx context.Context, v metadata.Volume, from destination.Credentials) (metadata.Job, bool, error) {
 	u, err := destination.ParseURL(v.Restore.URL)
 	if err != nil {
 		return metadata.Job{}, false, err
 	}
 	spec := job.Spec{Kind: KindRestore, Key: RestoreKey(v.ID), Volume: v.Name, VolumeID: v.ID, Destination: u.Destination.String()}
 	return m.jobs.Start(ctx, spec, func(ctx context.Context, progress func(done, total int64)) (any, error) {
-		done, err := m.restore(ctx, v, u, progress)
+		done, err := m.restore(ctx, v, u, from, progress)
 		if err != nil {
 			err = fmt.Errorf("restore volume %q: %w", v.Name, err)
 			return nil, errors.Join(err, m.giveUp(ctx, v, err))
@@ -111,10 +114,10 @@ func (m *Manager) startRestore(ctx context.Context, v metadata.Volume) (metadata
 
 // restore fills a volume, tries again what may succeed later, and grows the volume to the size that was asked for. While the
 // repository is away it waits for as long as it takes, and the volume tells why: dropping it would lose the request.
-func (m *Manager) restore(ctx context.Context, v metadata.Volume, u destination.URL, progress func(done, total int64)) (done Restored, err error) {
+func (m *Manager) restore(ctx context.Context, v metadata.Volume, u destination.URL, from destination.Credentials, progress func(done, total int64)) (done Restored, err error) {
 	done = Restored{Volume: v.Name, VolumeID: v.ID, Backup: v.Restore.URL, BackupID: v.Restore.Backup, Warnings: []string{}}
 	for try := 0; ; try++ {
-		done.Restored, err = m.fill(ctx, v, u, progress)
+		done.Restored, err = m.fill(ctx, v, Target{u.Destination, v.Restore.KeyFile, from}, u, progress)
 		if err == nil || !mayPass(err) || try >= len(m.pauses) && !isAway(err) {
 			break
 		}
@@ -159,8 +162,8 @@ func mayPass(err error) bool {
 }
 
 // fill tries once to fill a volume.
-func (m *Manager) fill(ctx context.Context, v metadata.Volume, u destination.URL, progress func(done, total int64)) (stats repo.Restored, err error) {
-	r, release, err := m.opened(ctx, Target{u.Destination, v.Restore.KeyFile})
+func (m *Manager) fill(ctx context.Context, v metadata.Volume, to Target, u destination.URL, progress func(done, total int64)) (stats repo.Restored, err error) {
+	r, release, err := m.opened(ctx, to)
 	if err != nil {
 		return stats, away{err}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"orlop/internal/backup/destination"
 	"orlop/internal/job"
 	"orlop/metadata"
 )
@@ -19,7 +20,7 @@ func (m *Manager) Resume(ctx context.Context) error {
 	for _, v := range volumes {
 		switch {
 		case v.State == metadata.Restoring:
-			_, _, err = m.startRestore(ctx, v)
+			_, _, err = m.startRestore(ctx, v, destination.Credentials{File: v.Restore.Credentials})
 		case v.State == metadata.Ready && v.Restore != nil && v.Restore.Size > v.Size:
 			_, _, err = m.startGrowth(ctx, v)
 		default:

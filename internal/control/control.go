@@ -30,32 +30,49 @@ type Setting struct {
 
 // Request is the body of every request that changes something. Each verb reads the fields that it needs.
 type Request struct {
-	Name         string    `json:"name,omitempty"`          // volume or snapshot: name, ID or beginning of its ID; new snapshots: name or empty
-	AutoName     bool      `json:"auto_name,omitempty"`     // create: make a name up
-	Options      []Setting `json:"options,omitempty"`       // create
-	Snapshots    bool      `json:"snapshots,omitempty"`     // delete: with the volume's snapshots
-	Device       string    `json:"device,omitempty"`        // adopt, delete of a device: its ID or the beginning of it
-	Mountpoint   string    `json:"mountpoint,omitempty"`    // mount: absolute path, empty for the volume's own
-	Stale        bool      `json:"stale,omitempty"`         // umount: also what Docker or Podman hold and no process uses
-	Size         string    `json:"size,omitempty"`          // resize
-	Labels       []string  `json:"labels,omitempty"`        // set: key=value, or key= to remove; new snapshots: key=value
-	Protect      *bool     `json:"protect,omitempty"`       // set
-	PreSnapshot  *string   `json:"pre_snapshot,omitempty"`  // set: command line, or empty to remove
-	PostSnapshot *string   `json:"post_snapshot,omitempty"` // set
-	Volumes      []string  `json:"volumes,omitempty"`       // new snapshots: of which volumes
-	Discard      bool      `json:"discard,omitempty"`       // restore of a snapshot: do not keep what it replaces
-	Detach       bool      `json:"detach,omitempty"`        // shutdown
-	Keep         *string   `json:"keep,omitempty"`          // set: retention policy of the volume's backups, or empty to have none
-	NoBackup     *bool     `json:"no_backup,omitempty"`     // set
-	Job          string    `json:"job,omitempty"`           // cancel: ID of the job or the beginning of it
-	Destination  string    `json:"destination,omitempty"`   // backups
-	URL          string    `json:"url,omitempty"`           // restore: of the backup
-	KeyFile      string    `json:"key_file,omitempty"`      // backups: absolute path of the key on the daemon's host
-	Policy       string    `json:"policy,omitempty"`        // backup: retention for volumes that have no policy of their own
-	DropSnapshot bool      `json:"drop_snapshot,omitempty"` // backup: do not keep the snapshot for the next one
-	InPlace      bool      `json:"in_place,omitempty"`      // restore: to a volume that is there
-	Daily        bool      `json:"daily,omitempty"`         // collect: only if that was not done today
+	Name         string       `json:"name,omitempty"`          // volume or snapshot: name, ID or beginning of its ID; new snapshots: name or empty
+	AutoName     bool         `json:"auto_name,omitempty"`     // create: make a name up
+	Options      []Setting    `json:"options,omitempty"`       // create
+	Snapshots    bool         `json:"snapshots,omitempty"`     // delete: with the volume's snapshots
+	Device       string       `json:"device,omitempty"`        // adopt, delete of a device: its ID or the beginning of it
+	Mountpoint   string       `json:"mountpoint,omitempty"`    // mount: absolute path, empty for the volume's own
+	Stale        bool         `json:"stale,omitempty"`         // umount: also what Docker or Podman hold and no process uses
+	Size         string       `json:"size,omitempty"`          // resize
+	Labels       []string     `json:"labels,omitempty"`        // set: key=value, or key= to remove; new snapshots: key=value
+	Protect      *bool        `json:"protect,omitempty"`       // set
+	PreSnapshot  *string      `json:"pre_snapshot,omitempty"`  // set: command line, or empty to remove
+	PostSnapshot *string      `json:"post_snapshot,omitempty"` // set
+	Volumes      []string     `json:"volumes,omitempty"`       // new snapshots: of which volumes
+	Discard      bool         `json:"discard,omitempty"`       // restore of a snapshot: do not keep what it replaces
+	Detach       bool         `json:"detach,omitempty"`        // shutdown
+	Keep         *string      `json:"keep,omitempty"`          // set: retention policy of the volume's backups, or empty to have none
+	NoBackup     *bool        `json:"no_backup,omitempty"`     // set
+	Job          string       `json:"job,omitempty"`           // cancel: ID of the job or the beginning of it
+	Destination  string       `json:"destination,omitempty"`   // backups
+	URL          string       `json:"url,omitempty"`           // restore: of the backup
+	KeyFile      string       `json:"key_file,omitempty"`      // backups: absolute path of the key on the daemon's host
+	Credentials  *Credentials `json:"credentials,omitempty"`   // backups: for a bucket; nil for the daemon's own
+	Policy       string       `json:"policy,omitempty"`        // backup: retention for volumes that have no policy of their own
+	DropSnapshot bool         `json:"drop_snapshot,omitempty"` // backup: do not keep the snapshot for the next one
+	InPlace      bool         `json:"in_place,omitempty"`      // restore: to a volume that is there
+	Daily        bool         `json:"daily,omitempty"`         // collect: only if that was not done today
 }
+
+// Credentials are the keys for a bucket, or the file that has them. The daemon keeps keys in memory only. Printed, they show no
+// secret.
+type Credentials struct {
+	File         string `json:"file,omitempty"` // absolute path on the daemon's host
+	AccessKey    string `json:"access_key,omitempty"`
+	SecretKey    string `json:"secret_key,omitempty"`
+	SessionToken string `json:"session_token,omitempty"`
+	CABundle     string `json:"ca_bundle,omitempty"` // absolute path on the daemon's host
+}
+
+// String names the file, and no key.
+func (c Credentials) String() string { return "credentials " + c.File }
+
+// GoString is String.
+func (c Credentials) GoString() string { return c.String() }
 
 // Collecting answers a request to free what no backup needs.
 type Collecting struct {

@@ -88,18 +88,22 @@ func (d *Daemon) FollowJob(ctx context.Context, id string, fn func(JobView) erro
 	return err
 }
 
+// Credentials open buckets. None are the daemon's own.
+type Credentials = destination.Credentials
+
 // A BackupOrder says what to back up.
 type BackupOrder struct {
 	Subject      string // volume, or snapshot as volume@snapshot, or a snapshot's name or ID
 	Destination  string
 	KeyFile      string // absolute path, or empty
+	Credentials  Credentials
 	Policy       string // retention, as repo.ParsePolicy reads it; the volume's own wins
 	DropSnapshot bool
 }
 
 // Backup begins a backup in a job.
 func (d *Daemon) Backup(ctx context.Context, o BackupOrder) (JobView, error) {
-	to, err := parseTarget(o.Destination, o.KeyFile)
+	to, err := parseTarget(o.Destination, o.KeyFile, o.Credentials)
 	if err != nil {
 		return JobView{}, err
 	}
@@ -116,8 +120,8 @@ func (d *Daemon) Backup(ctx context.Context, o BackupOrder) (JobView, error) {
 }
 
 // CheckDestination opens the repository of a destination, and fails as a backup to it would.
-func (d *Daemon) CheckDestination(ctx context.Context, dest, keyFile string) error {
-	to, err := parseTarget(dest, keyFile)
+func (d *Daemon) CheckDestination(ctx context.Context, dest, keyFile string, from Credentials) error {
+	to, err := parseTarget(dest, keyFile, from)
 	if err != nil {
 		return err
 	}
@@ -139,13 +143,26 @@ func (d *Daemon) subject(ref string) (volumeID, snapshotID string, err error) {
 	return s.Volume.ID, s.ID, snapshotErr
 }
 
-// parseTarget reads a destination and checks the path of a key.
-func parseTarget(text, keyFile string) (to backup.Target, err error) {
+// parseTarget reads a destination and checks the paths of a key and of credentials.
+func parseTarget(text, keyFile string, from Credentials) (to backup.Target, err error) {
 	if to.Destination, err = destination.Parse(text); err != nil {
 		return to, err
 	}
-	to.KeyFile = keyFile
-	return to, checkKeyFile(keyFile)
+	to.KeyFile, to.Credentials = keyFile, from
+	return to, checkFiles(keyFile, from)
+}
+
+// checkFiles refuses relative paths.
+func checkFiles(keyFile string, from Credentials) error {
+	if err := checkKeyFile(keyFile); err != nil {
+		return err
+	}
+	for _, path := range []string{from.File, from.CABundle} {
+		if path != "" && !filepath.IsAbs(path) {
+			return fault.Errorf(fault.ErrInvalid, "S3 credentials %q: must be an absolute path on this host", path)
+		}
+	}
+	return nil
 }
 
 // checkKeyFile refuses a relative path: the daemon's directory is not the user's.
@@ -158,8 +175,8 @@ func checkKeyFile(path string) error {
 
 // CollectBackups begins to free what no backup of a destination needs. If daily is set and that was done within the last
 // day, it does nothing and due is false.
-func (d *Daemon) CollectBackups(ctx context.Context, dest, keyFile string, daily bool) (view JobView, due bool, err error) {
-	to, err := parseTarget(dest, keyFile)
+func (d *Daemon) CollectBackups(ctx context.Context, dest, keyFile string, from Credentials, daily bool) (view JobView, due bool, err error) {
+	to, err := parseTarget(dest, keyFile, from)
 	if err != nil {
 		return view, false, err
 	}
@@ -171,6 +188,9 @@ func (d *Daemon) CollectBackups(ctx context.Context, dest, keyFile string, daily
 type RestoreOrder struct {
 	URL     string
 	KeyFile string // absolute path, or empty
+
+	Credentials Credentials
+
 	Name    string // of the new volume; empty for that of the volume that was backed up
 	Options []Option
 	InPlace bool // give the content to the volume of that name, which is there and unused
@@ -181,7 +201,7 @@ type RestoreOrder struct {
 func (d *Daemon) Restore(ctx context.Context, o RestoreOrder) (JobView, error) {
 	u, err := destination.ParseURL(o.URL)
 	if err == nil {
-		err = checkKeyFile(o.KeyFile)
+		err = checkFiles(o.KeyFile, o.Credentials)
 	}
 	if err != nil {
 		return JobView{}, err
@@ -193,13 +213,13 @@ func (d *Daemon) Restore(ctx context.Context, o RestoreOrder) (JobView, error) {
 	if err != nil {
 		return JobView{}, err
 	}
-	return d.restore(ctx, u, o.KeyFile, s, false)
+	return d.restore(ctx, u, o.KeyFile, o.Credentials, s, false)
 }
 
 // restore begins to restore a backup to a volume that is specified in part.
-func (d *Daemon) restore(ctx context.Context, u destination.URL, keyFile string, s CreateSpec, docker bool) (JobView, error) {
+func (d *Daemon) restore(ctx context.Context, u destination.URL, keyFile string, from Credentials, s CreateSpec, docker bool) (JobView, error) {
 	j, joined, err := d.backups.Restore(ctx, backup.RestoreRequest{
-		URL: u, KeyFile: keyFile, Docker: docker,
+		URL: u, KeyFile: keyFile, Credentials: from, Docker: docker,
 		Spec: func(b *repo.Backup) (volume.Spec, error) { return d.restoreSpec(s, b) },
 	})
 	return jobView(j, joined), err
@@ -216,7 +236,7 @@ func (d *Daemon) restoreInPlace(ctx context.Context, u destination.URL, o Restor
 	if err != nil {
 		return JobView{}, err
 	}
-	j, joined, err := d.backups.RestoreInPlace(ctx, u, o.KeyFile, id, o.Discard)
+	j, joined, err := d.backups.RestoreInPlace(ctx, u, backup.Target{Destination: u.Destination, KeyFile: o.KeyFile, Credentials: o.Credentials}, id, o.Discard)
 	return jobView(j, joined), err
 }
 
@@ -252,13 +272,16 @@ const restoreWait = 100 * time.Second
 // createFromBackup makes a volume from a backup: for Docker it waits a while for the restore, for others until it ends.
 func (d *Daemon) createFromBackup(ctx context.Context, s CreateSpec, docker bool) error {
 	u, err := destination.ParseURL(s.backup)
+	if err == nil && s.given["endpoint"] {
+		u.Destination, err = u.WithEndpoint(s.endpoint)
+	}
 	if err == nil {
 		err = checkKeyFile(s.keyFile)
 	}
 	if err != nil {
 		return err
 	}
-	view, err := d.restore(ctx, u, s.keyFile, s, docker)
+	view, err := d.restore(ctx, u, s.keyFile, Credentials{}, s, docker)
 	if err != nil {
 		return err
 	}

@@ -39,6 +39,7 @@ type CreateSpec struct {
 	from      string // volume or snapshot to copy
 	backup    string // URL of a backup to restore
 	keyFile   string // with which that is opened
+	endpoint  string // of the bucket in which it is, if the URL names none
 	typedSize string
 	given     map[string]bool
 }
@@ -103,6 +104,10 @@ var OptionKinds = []OptionKind{
 	}},
 	{Key: "key-file", Help: "path on this host of the key of the backup's repository", set: func(s *CreateSpec, v string) error {
 		s.keyFile = v
+		return nil
+	}},
+	{Key: "endpoint", Help: "S3 endpoint of the backup's bucket, as https://HOST:PORT, if the URL names none", NotAFlag: true, set: func(s *CreateSpec, v string) error {
+		s.endpoint = v
 		return nil
 	}},
 	{Key: "keep", Help: "retention policy of the volume's backups, as in daily:7,weekly:4", set: func(s *CreateSpec, v string) (err error) {
@@ -201,8 +206,10 @@ func (d *Daemon) parseOptions(name string, options []Option) (CreateSpec, error)
 		}
 		s.given[option.Key] = true
 	}
-	if s.given["key-file"] && !s.given["backup"] {
-		return s, fault.Errorf(fault.ErrInvalid, "option %q: only with %q", "key-file", "backup")
+	for _, key := range []string{"key-file", "endpoint"} {
+		if s.given[key] && !s.given["backup"] {
+			return s, fault.Errorf(fault.ErrInvalid, "option %q: only with %q", key, "backup")
+		}
 	}
 	return s, nil
 }

@@ -10,19 +10,25 @@ import (
 	"path/filepath"
 	"strings"
 
+	"orlop/internal/backup/store/s3store"
 	"orlop/internal/fault"
 )
 
-// A Destination is where a repository is: a directory. The zero Destination is none; Parse returns usable ones.
+// A Destination is where a repository is: a directory, or a prefix in a bucket. The zero Destination is none; Parse returns
+// usable ones, which can be compared. It holds no secret.
 type Destination struct {
-	dir string // absolute
+	dir    string        // absolute; empty for a bucket
+	bucket s3store.Place // zero for a directory
 }
 
-const forms = "use /DIR, file:///DIR or vfs:///DIR"
+// Credentials say where the keys for buckets come from.
+type Credentials = s3store.Credentials
 
-// Parse reads a destination: /DIR, file:///DIR or vfs:///DIR. A relative path is taken from the working directory of the
-// process. Text that begins like a scheme or like a host, as s3:bucket and user@nas:dir do, is never taken for a directory.
-// Parse fails with fault.ErrInvalid, and with fault.ErrUnsupported for buckets. It does not touch the destination.
+const forms = "use /DIR, file:///DIR, vfs:///DIR or s3://BUCKET[@REGION]/PREFIX"
+
+// Parse reads a destination: /DIR, file:///DIR, vfs:///DIR, or s3://BUCKET[@REGION]/PREFIX[?endpoint=http://HOST:PORT]. A relative
+// path is taken from the working directory of the process. Text that begins like a scheme or like a host, as s3:bucket and
+// user@nas:dir do, is never taken for a directory. Parse fails with fault.ErrInvalid. It does not touch the destination.
 func Parse(text string) (Destination, error) {
 	d, query, err := split(text)
 	if err == nil && query != "" {
@@ -35,6 +41,14 @@ func Parse(text string) (Destination, error) {
 func split(text string) (d Destination, query string, err error) {
 	where, query, _ := strings.Cut(text, "?")
 	scheme, rest, ok := strings.Cut(where, ":")
+	if strings.EqualFold(scheme, "s3") && ok {
+		// The text is not repeated in errors: a secret may stand in it.
+		place, query, err := parseBucket(rest, query)
+		if err != nil {
+			return Destination{}, "", fmt.Errorf("S3 destination: %w", err)
+		}
+		return Destination{bucket: place}, query, nil
+	}
 	switch {
 	case !ok || strings.Contains(scheme, "/"):
 		d, err = directory(where)
@@ -55,15 +69,13 @@ func directory(path string) (Destination, error) {
 		return Destination{}, fault.Errorf(fault.ErrInvalid, "this is no path: %s", forms)
 	}
 	dir, err := filepath.Abs(path)
-	return Destination{dir}, err
+	return Destination{dir: dir}, err
 }
 
 // ofScheme is the destination of what follows a scheme, in lower case, and its two slashes.
 func ofScheme(scheme, rest string) (Destination, error) {
 	switch scheme {
 	case "file", "vfs":
-	case "s3":
-		return Destination{}, fault.Errorf(fault.ErrUnsupported, "buckets are not supported yet: %s", forms)
 	default:
 		return Destination{}, fault.Errorf(fault.ErrInvalid, "unknown scheme %q: %s", scheme, forms)
 	}
@@ -77,17 +89,36 @@ func ofScheme(scheme, rest string) (Destination, error) {
 	if !filepath.IsAbs(dir) || strings.ContainsRune(dir, 0) {
 		return Destination{}, fault.Errorf(fault.ErrInvalid, "no absolute path follows %s://: %s", scheme, forms)
 	}
-	return Destination{filepath.Clean(dir)}, nil
+	return Destination{dir: filepath.Clean(dir)}, nil
 }
 
 // String returns the destination's URL, the same however it was written. Parse reads it.
-func (d Destination) String() string { return (&url.URL{Scheme: "file", Path: d.dir}).String() }
+func (d Destination) String() string {
+	if d.IsBucket() {
+		return bucketURL(d.bucket)
+	}
+	return (&url.URL{Scheme: "file", Path: d.dir}).String()
+}
+
+// IsBucket reports whether the destination is in a bucket, for which credentials are needed.
+func (d Destination) IsBucket() bool { return d.bucket != s3store.Place{} }
+
+// doubt is what to ask where a repository is missing.
+func (d Destination) doubt() string {
+	if d.IsBucket() {
+		return "are the bucket, the prefix and the endpoint right?"
+	}
+	return "is the disk mounted?"
+}
 
 // Quoted returns the destination's URL in single quotes, to be typed into a shell.
 func (d Destination) Quoted() string { return "'" + strings.ReplaceAll(d.String(), "'", `'\''`) + "'" }
 
 // isTaken reports whether something else than a directory is there, in whose place no repository can be made.
 func (d Destination) isTaken() bool {
+	if d.IsBucket() {
+		return false
+	}
 	info, err := os.Stat(d.dir)
 	return err == nil && !info.IsDir()
 }

@@ -14,6 +14,7 @@ const (
 	InitRepository    Remedy = "init_repository"    // make a repository, if none was ever made there
 	ReplaceRepository Remedy = "replace_repository" // make a new one in the place of one that is gone for good
 	GiveKey           Remedy = "give_key"           // give the key
+	GiveCredentials   Remedy = "give_credentials"   // give the credentials for the bucket
 	ListBackups       Remedy = "list_backups"       // look at the list of backups
 	ChooseBackup      Remedy = "choose_backup"      // choose a backup of Volume by its ID
 	VerifyRepository  Remedy = "verify_repository"  // verify the repository

@@ -33,15 +33,9 @@ func openOrInit(ctx context.Context, at Destination, o Options, replace bool) (_
 	if err != nil {
 		return nil, err
 	}
-	if err := checkFree(at, known, replace); err != nil {
-		return nil, err
-	}
-	if err := dirstore.Make(at.dir); err != nil {
-		return nil, err
-	}
-	objects, err := dirstore.Open(at.dir)
+	objects, err := openFree(ctx, at, known, o.Credentials, replace)
 	if err != nil {
-		return nil, err
+		return nil, missingBucket(err)
 	}
 	defer func() {
 		if err != nil {
@@ -64,8 +58,41 @@ func openOrInit(ctx context.Context, at Destination, o Options, replace bool) (_
 	return &Repository{made, at, state, objects, o.warn}, nil
 }
 
+// openFree opens the store of a place in which a repository may be made or is, and makes a directory.
+func openFree(ctx context.Context, at Destination, known repo.Known, from Credentials, replace bool) (_ objects, err error) {
+	if at.IsBucket() {
+		bucket, err := openBucket(at, from)
+		if err != nil {
+			return nil, err
+		}
+		there, stranger, err := lookIntoBucket(ctx, bucket)
+		if err == nil && !there {
+			err = checkFree(at, known, stranger, replace)
+		}
+		if err != nil {
+			return nil, errors.Join(err, bucket.Close())
+		}
+		return bucket, nil
+	}
+	there, stranger, err := lookInto(at.dir)
+	if err == nil && !there {
+		err = checkFree(at, known, stranger, replace)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := dirstore.Make(at.dir); err != nil {
+		return nil, err
+	}
+	dir, err := dirstore.Open(at.dir)
+	if err != nil {
+		return nil, err
+	}
+	return dir, nil
+}
+
 // initAnother makes a repository whatever this host knows of the destination, and makes it forget one that it is not.
-func initAnother(ctx context.Context, at Destination, objects *dirstore.Store, key *repo.Key, state *State, known repo.Known) error {
+func initAnother(ctx context.Context, at Destination, objects objects, key *repo.Key, state *State, known repo.Known) error {
 	r, err := repo.Init(ctx, objects, key, repo.At(at.Quoted()))
 	if err != nil || !isKnown(known) || known.Repository == r.ID() {
 		return err
@@ -76,15 +103,12 @@ func initAnother(ctx context.Context, at Destination, objects *dirstore.Store, k
 	return nil
 }
 
-// checkFree fails if a repository must not be made, and none is there.
-func checkFree(at Destination, known repo.Known, replace bool) error {
-	there, stranger, err := lookInto(at.dir)
+// checkFree fails if a repository must not be made where none is. Stranger is something else that is there, empty for nothing.
+func checkFree(at Destination, known repo.Known, stranger string, replace bool) error {
 	switch {
-	case err != nil || there:
-		return err
 	case isKnown(known) && !replace:
 		return &Error{Destination: at, Remedy: ReplaceRepository, Encrypted: known.Encrypted,
-			err: fault.Errorf(fault.ErrCorrupt, "repository %s, which this host knows, is not there: is the disk mounted?", known.Repository)}
+			err: fault.Errorf(fault.ErrCorrupt, "repository %s, which this host knows, is not there: %s", known.Repository, at.doubt())}
 	case stranger != "":
 		return fault.Errorf(fault.ErrExists, "make a repository: the place is not empty: %q is in the way", stranger)
 	}
@@ -95,6 +119,9 @@ func checkFree(at Destination, known repo.Known, replace bool) error {
 // leave there.
 var harmless = []string{"lost+found", "tmp~", "probe"}
 
+// lineages is the directory of a repository's objects, the config aside.
+const lineages = "lineages"
+
 // lookInto reports whether a repository is in a directory, or what is left of one, and names something else that is, if there
 // is anything: also what the store does not take for an object. A directory that does not exist is empty.
 func lookInto(dir string) (repository bool, stranger string, err error) {
@@ -104,7 +131,7 @@ func lookInto(dir string) (repository bool, stranger string, err error) {
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == repo.ConfigName && e.Type().IsRegular(), name == "lineages":
+		case name == repo.ConfigName && e.Type().IsRegular(), name == lineages:
 			repository = true
 		case stranger == "" && !slices.Contains(harmless, name):
 			stranger = name

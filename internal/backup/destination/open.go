@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"orlop/internal/backup/repo"
+	"orlop/internal/backup/store"
 	"orlop/internal/backup/store/dirstore"
 	"orlop/internal/fault"
 )
@@ -23,6 +25,9 @@ type Options struct {
 	// Runs are those of this process, if it may have one repository open twice, at one destination or at two that are the
 	// same directory. Nil for a process that does not.
 	Runs *repo.Runs
+
+	// Credentials open buckets.
+	Credentials Credentials
 
 	// Warn is told of what keeps no work from being done: *StateError, perhaps often; *Error; or another error. It may be
 	// called concurrently. Nil ignores warnings.
@@ -42,7 +47,7 @@ type Repository struct {
 	Destination Destination
 	State       *State
 
-	objects *dirstore.Store
+	objects objects
 	warn    func(error)
 }
 
@@ -56,7 +61,7 @@ func Open(ctx context.Context, at Destination, o Options) (*Repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", at, err)
 	}
-	objects, err := openStore(at, known)
+	objects, err := openStore(at, known, o.Credentials)
 	if err != nil {
 		return nil, err
 	}
@@ -74,11 +79,22 @@ func Open(ctx context.Context, at Destination, o Options) (*Repository, error) {
 // isKnown reports whether this host knows a repository.
 func isKnown(known repo.Known) bool { return known.Repository != repo.ID{} }
 
-func openStore(at Destination, known repo.Known) (*dirstore.Store, error) {
+// objects is the store of a destination, as long as it is open.
+type objects interface {
+	store.Store
+	io.Closer
+}
+
+func openStore(at Destination, known repo.Known, from Credentials) (objects, error) {
+	if at.IsBucket() {
+		return openBucket(at, from)
+	}
 	objects, err := dirstore.Open(at.dir)
 	switch {
+	case err == nil:
+		return objects, nil
 	case !fault.Is(err, fault.ErrNotFound):
-		return objects, err
+		return nil, err
 	case at.isTaken(): // which the error tells
 		return nil, err
 	case isKnown(known):
@@ -87,7 +103,7 @@ func openStore(at Destination, known repo.Known) (*dirstore.Store, error) {
 	return nil, &Error{Destination: at, Remedy: InitRepository, err: err}
 }
 
-func openIn(ctx context.Context, at Destination, objects *dirstore.Store, o Options, state *State, known repo.Known) (*repo.Repository, error) {
+func openIn(ctx context.Context, at Destination, objects objects, o Options, state *State, known repo.Known) (*repo.Repository, error) {
 	options, err := state.options(at)
 	if err != nil {
 		return nil, err
@@ -96,11 +112,14 @@ func openIn(ctx context.Context, at Destination, objects *dirstore.Store, o Opti
 		options = append(options, repo.RunsIn(o.Runs))
 	}
 	r, err := repo.Open(ctx, objects, o.Key, options...)
+	if err = missingBucket(err); err != nil && r == nil && isMissingBucket(err) {
+		return nil, fmt.Errorf("%s: %w", at, err)
+	}
 	switch {
 	case fault.Is(err, fault.ErrNotFound) && isKnown(known): // which the error tells
-		return nil, fmt.Errorf("%s: %w: is the disk mounted?", at, err)
+		return nil, fmt.Errorf("%s: %w: %s", at, err, at.doubt())
 	case fault.Is(err, fault.ErrNotFound):
-		return nil, &Error{Destination: at, Remedy: InitRepository, err: fmt.Errorf("%s: %w; is the disk mounted?", at, err)}
+		return nil, &Error{Destination: at, Remedy: InitRepository, err: fmt.Errorf("%s: %w; %s", at, err, at.doubt())}
 	case o.Key == nil && fault.Is(err, fault.ErrInvalid):
 		return nil, &Error{Destination: at, Remedy: GiveKey, err: fmt.Errorf("%s: %w", at, err)}
 	case err != nil:

@@ -15,7 +15,8 @@ type URL struct {
 	Volume string // name of the volume; or empty, if Backup is not
 }
 
-// ParseURL reads DEST?backup=ID&volume=NAME, of which one may be missing. It fails as Parse does, and with fault.ErrInvalid
+// ParseURL reads DEST?backup=ID&volume=NAME, of which one may be missing; behind the endpoint of a bucket a & stands for the question
+// mark. It fails as Parse does, and with fault.ErrInvalid
 // if the query names no backup or has anything else in it.
 func ParseURL(text string) (URL, error) {
 	d, query, err := split(text)
@@ -38,6 +39,21 @@ func ParseURL(text string) (URL, error) {
 	return u, nil
 }
 
+// IsURL reports whether text has the form of a backup's URL, and not of a destination alone. ParseURL may refuse it.
+func IsURL(text string) bool {
+	where, query, found := strings.Cut(text, "?")
+	scheme, _, _ := strings.Cut(where, ":")
+	if !found || !strings.EqualFold(scheme, "s3") {
+		return found
+	}
+	for part := range strings.SplitSeq(query, "&") {
+		if name, _, _ := strings.Cut(part, "="); name == "backup" || name == "volume" {
+			return true
+		}
+	}
+	return false
+}
+
 // URL returns the URL of a backup in this destination.
 func (d Destination) URL(b *repo.Backup) URL {
 	return URL{Destination: d, Backup: b.ID(), Volume: b.Volume.Name}
@@ -52,5 +68,10 @@ func (u URL) String() string {
 	if u.Volume != "" {
 		parts = append(parts, "volume="+url.QueryEscape(u.Volume))
 	}
-	return u.Destination.String() + "?" + strings.Join(parts, "&")
+	at := u.Destination.String()
+	separator := "?"
+	if strings.Contains(at, "?") {
+		separator = "&"
+	}
+	return at + separator + strings.Join(parts, "&")
 }

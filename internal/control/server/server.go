@@ -94,19 +94,19 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 	})
 	post("/backups/create", func(ctx context.Context, q control.Request) (any, error) {
 		return d.Backup(ctx, daemon.BackupOrder{
-			Subject: q.Name, Destination: q.Destination, KeyFile: q.KeyFile, Policy: q.Policy, DropSnapshot: q.DropSnapshot,
+			Subject: q.Name, Destination: q.Destination, KeyFile: q.KeyFile, Credentials: credentialsOf(q), Policy: q.Policy, DropSnapshot: q.DropSnapshot,
 		})
 	})
 	post("/backups/check", func(ctx context.Context, q control.Request) (any, error) {
-		return struct{}{}, d.CheckDestination(ctx, q.Destination, q.KeyFile)
+		return struct{}{}, d.CheckDestination(ctx, q.Destination, q.KeyFile, credentialsOf(q))
 	})
 	post("/backups/restore", func(ctx context.Context, q control.Request) (any, error) {
 		return d.Restore(ctx, daemon.RestoreOrder{
-			URL: q.URL, KeyFile: q.KeyFile, Name: q.Name, Options: optionsOf(q), InPlace: q.InPlace, Discard: q.Discard,
+			URL: q.URL, KeyFile: q.KeyFile, Credentials: credentialsOf(q), Name: q.Name, Options: optionsOf(q), InPlace: q.InPlace, Discard: q.Discard,
 		})
 	})
 	post("/backups/collect", func(ctx context.Context, q control.Request) (any, error) {
-		job, due, err := d.CollectBackups(ctx, q.Destination, q.KeyFile, q.Daily)
+		job, due, err := d.CollectBackups(ctx, q.Destination, q.KeyFile, credentialsOf(q), q.Daily)
 		if err != nil || !due {
 			return control.Collecting{}, err
 		}
@@ -224,4 +224,12 @@ func encoderTo(w io.Writer) *json.Encoder {
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
 	return encoder
+}
+
+// credentialsOf returns the credentials of a request; none for the daemon's own.
+func credentialsOf(q control.Request) (c daemon.Credentials) {
+	if w := q.Credentials; w != nil {
+		c = daemon.Credentials{File: w.File, Access: w.AccessKey, Secret: w.SecretKey, Token: w.SessionToken, CABundle: w.CABundle}
+	}
+	return c
 }
