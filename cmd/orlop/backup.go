@@ -25,7 +25,7 @@ func (c *cli) backupCommand() *urfave.Command {
 		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
 			c.backupInitCommand(), c.backupCreateCommand(), c.backupRunCommand(), c.backupListCommand(), c.backupInspectCommand(), c.backupDeleteCommand(),
-			c.backupRestoreCommand(), c.backupVerifyCommand(), c.backupRepairCommand(), c.backupPruneCommand(),
+			c.backupRestoreCommand(), c.backupVerifyCommand(), c.backupRepairCommand(), c.backupPruneCommand(), c.backupProbeCommand(),
 		},
 	}
 }

@@ -285,6 +285,11 @@ type pruneView struct {
 
 // prune applies a policy to every volume, and frees what no backup needs. What fails in one lineage keeps it from no other.
 func (c *cli) prune(ctx *urfave.Context, r *destination.Repository, policy repo.Policy) error {
+	if !ctx.Bool("dry-run") {
+		if err := r.CheckStore(ctx.Context); err != nil {
+			return err
+		}
+	}
 	plan, err := r.PlanPrune(ctx.Context, repo.PruneOptions{
 		Policy: policy, Match: func(b *repo.Backup) bool { return matches(ctx, b) }, Force: ctx.Bool("force"),
 	})

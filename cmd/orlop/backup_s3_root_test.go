@@ -175,3 +175,51 @@ const (
 	unchangedRequests   = 20
 	incrementalRequests = 21
 )
+
+// A server that lets several writers win holds no repository, and the report says why.
+func TestServersThatLoseBackupsAreRefused(t *testing.T) {
+	b := newBucketVault(t)
+	place := "s3://" + s3test.Bucket + "/other?endpoint=" + b.proxy.URL
+	got := invoke("--json", "backup", "probe", place)
+	got.wants(t, 0, `"ok": true`, "16 writers at once")
+	for name, effect := range map[string]s3test.Effect{"B2": s3test.Refusing, "Google": b.proxy.Overwriting, "racy": b.proxy.Racy()} {
+		b.proxy.Always(effect)
+		for _, args := range [][]string{{"backup", "init", place, "--unencrypted"}, {"backup", "probe", place}} {
+			if got := invoke(args...); got.code != 8 || !strings.Contains(got.stderr, "cannot hold backups") {
+				t.Errorf("%s: %v: %s", name, args, got)
+			}
+		}
+		b.proxy.Clear()
+	}
+	for _, key := range b.server.Keys(t, s3test.Bucket) {
+		if strings.HasPrefix(key, "other/") {
+			t.Errorf("left %s", key)
+		}
+	}
+}
+
+// A prune relies on the server: one that is another now is probed first.
+func TestPruneProbesAServerThatIsAnotherNow(t *testing.T) {
+	b := newBucketVault(t)
+	prune := b.with("backup", "prune", b.dir)
+	quietly(t, prune...)
+	if seen := strings.Join(b.proxy.Seen(), "\n"); strings.Contains(seen, "/probe/") {
+		t.Errorf("it probes at once again:\n%s", seen)
+	}
+	renamed := func(r *s3test.Request, forward func(*s3test.Request) s3test.Answer) s3test.Answer {
+		a := forward(r)
+		if a.Header != nil { // the client may have left
+			a.Header.Set("Server", "Another/2.0")
+		}
+		return a
+	}
+	b.proxy.Clear()
+	b.proxy.Always(renamed)
+	quietly(t, prune...)
+	if seen := strings.Join(b.proxy.Seen(), "\n"); !strings.Contains(seen, "/probe/") {
+		t.Errorf("it does not probe:\n%s", seen)
+	}
+	b.proxy.Clear()
+	b.proxy.Always(b.proxy.Overwriting) // by its old name
+	invoke(prune...).wants(t, 8, "cannot hold backups")
+}

@@ -84,6 +84,9 @@ func (m *Manager) collect(ctx context.Context, to Target) (Collected, error) {
 		return Collected{}, err
 	}
 	defer release()
+	if err := r.CheckStore(ctx); err != nil {
+		return Collected{}, err
+	}
 	done := Collected{Warnings: []string{}}
 	plan, err := r.PlanPrune(ctx, repo.PruneOptions{Warn: func(err error) { done.Warnings = append(done.Warnings, err.Error()) }})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"syscall"
+	"time"
 
 	"orlop/internal/backup/repo"
 	"orlop/internal/backup/store/dirstore"
@@ -33,7 +34,7 @@ func openOrInit(ctx context.Context, at Destination, o Options, replace bool) (_
 	if err != nil {
 		return nil, err
 	}
-	objects, err := openFree(ctx, at, known, o.Credentials, replace)
+	objects, err := openFree(ctx, at, known, o, replace)
 	if err != nil {
 		return nil, missingBucket(err)
 	}
@@ -58,10 +59,11 @@ func openOrInit(ctx context.Context, at Destination, o Options, replace bool) (_
 	return &Repository{made, at, state, objects, o.warn}, nil
 }
 
-// openFree opens the store of a place in which a repository may be made or is, and makes a directory.
-func openFree(ctx context.Context, at Destination, known repo.Known, from Credentials, replace bool) (_ objects, err error) {
+// openFree opens the store of a place in which a repository may be made or is, and makes a directory. A bucket in which none is it
+// probes.
+func openFree(ctx context.Context, at Destination, known repo.Known, o Options, replace bool) (objects, error) {
 	if at.IsBucket() {
-		bucket, err := openBucket(at, from)
+		bucket, err := openBucket(at, o.Credentials)
 		if err != nil {
 			return nil, err
 		}
@@ -69,8 +71,13 @@ func openFree(ctx context.Context, at Destination, known repo.Known, from Creden
 		if err == nil && !there {
 			err = checkFree(at, known, stranger, replace)
 		}
+		if err == nil && !there {
+			report := ProbeReport{Destination: at.String(), Time: time.Now().UTC()}
+			err = probeBucket(ctx, bucket, at.state(o), &report)
+		}
 		if err != nil {
-			return nil, errors.Join(err, bucket.Close())
+			_ = bucket.Close() // the error says more
+			return nil, err
 		}
 		return bucket, nil
 	}

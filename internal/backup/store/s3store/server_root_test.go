@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -223,6 +224,55 @@ func TestARealServerRefusesWrongKeysAndNamesAMissingBucket(t *testing.T) {
 	for op, request := range requests(s) {
 		if err := request(t.Context()); err == nil || !strings.Contains(err.Error(), `bucket "nothing-here" does not exist`) {
 			t.Errorf("%s: %v", op, err)
+		}
+	}
+}
+
+// runs is how often something that depends on chance is tried: few here, 20 times in a soak.
+func runs() int {
+	if os.Getenv("ORLOP_SOAK") != "" {
+		return 20
+	}
+	return 2
+}
+
+// ways are two ways to the objects over the proxy.
+func (w *world) ways(t *testing.T) []store.Store {
+	t.Helper()
+	return []store.Store{w.open(t), w.open(t)}
+}
+
+func TestTheProbePassesARealServer(t *testing.T) {
+	w := newWorld(t)
+	for range runs() {
+		var trials []store.Trial
+		err := store.Race(t.Context(), w.ways(t), func(trial store.Trial) { trials = append(trials, trial) })
+		if err != nil || len(trials) != 4 {
+			t.Errorf("%v: %+v", err, trials)
+		}
+	}
+	if left := w.server.Keys(t, s3test.Bucket); len(left) > 0 {
+		t.Errorf("left %q", left)
+	}
+}
+
+func TestTheProbeRefusesTheThreeBadKindsOfServers(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		plays func() s3test.Effect
+		says  string
+	}{
+		"refuses the condition": {func() s3test.Effect { return s3test.Refusing }, "does not support"},
+		"overwrites":            {func() s3test.Effect { return w.proxy.Overwriting }, "overwrites"},
+		"lets several win":      {w.proxy.Racy, "concurrent backups would lose data"},
+	} {
+		for range runs() {
+			w.proxy.Clear()
+			w.proxy.Always(c.plays())
+			err := store.Race(t.Context(), w.ways(t), func(store.Trial) {})
+			if !fault.Is(err, fault.ErrUnsupported) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }
