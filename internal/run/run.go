@@ -4,9 +4,11 @@ package run
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -26,6 +28,11 @@ var packages = map[string]string{
 	"e2fsck":    "e2fsprogs",
 	"resize2fs": "e2fsprogs",
 	"mkfs.xfs":  "xfsprogs",
+
+	"lvm":        "lvm2",
+	"thin_delta": "thin-provisioning-tools",
+	"thin_dump":  "thin-provisioning-tools",
+	"thin_ls":    "thin-provisioning-tools",
 }
 
 // A Runner runs commands. The zero Runner is ready; a Runner is safe for concurrent use.
@@ -34,6 +41,11 @@ type Runner struct {
 	Env   []string      // added to the environment, NAME=value
 	Clean bool          // pass on only what names the user, the shell and the time zone of this process's environment
 	Nice  int           // added to the command's nice value: a positive one lets the daemon's answers go first
+
+	// Stop is sent to a command that overruns the limit or outlives its context, if it is set, instead of SIGKILL. That
+	// follows after Grace.
+	Stop  syscall.Signal
+	Grace time.Duration
 }
 
 // An ExitError is the failure of a command that ran and exited with Code.
@@ -51,19 +63,61 @@ func (e *ExitError) Error() string {
 // and with fault.ErrUnsupported if the command is not installed. A command that overruns the limit or outlives
 // ctx is killed, with what it has started itself.
 func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
+	stdout, _, err := r.Capture(ctx, argv...)
+	return stdout, err
+}
+
+// Capture is Run that also returns what the command wrote to standard error.
+func (r Runner) Capture(ctx context.Context, argv ...string) (stdout, stderr []byte, err error) {
+	var out bytes.Buffer
+	stderr, err = r.to(ctx, &out, argv)
+	var exit *ExitError
+	if err == nil || errors.As(err, &exit) {
+		return out.Bytes(), stderr, err
+	}
+	return nil, stderr, err
+}
+
+// Stream is Run that passes standard output on to read while the command runs. It fails with read's error, if that has
+// one; read need not read to the end.
+func (r Runner) Stream(ctx context.Context, read func(io.Reader) error, argv ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	in, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.to(ctx, out, argv)
+		_ = out.CloseWithError(err) // never fails; a nil error ends the stream
+		done <- err
+	}()
+	readErr := read(in)
+	if readErr != nil {
+		cancel()
+	}
+	_, _ = io.Copy(io.Discard, in) // else the command could wait for its reader for ever
+	err := <-done
+	if readErr != nil && (err == nil || ctx.Err() != nil) {
+		return readErr
+	}
+	return err
+}
+
+// to runs argv with its standard output going to w, and returns what it wrote to standard error.
+func (r Runner) to(ctx context.Context, w io.Writer, argv []string) ([]byte, error) {
 	limit := r.Limit
 	if limit == 0 {
 		limit = DefaultLimit
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var stdout, stderr bytes.Buffer
+	var stderr bytes.Buffer
+	end := &tailWriter{w: w}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = slices.Concat(r.inherited(), []string{"LC_ALL=C", "PATH=" + searchPath()}, r.Env)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.WaitDelay = time.Second
+	cmd.Stdout, cmd.Stderr = end, &stderr
+	cmd.WaitDelay = max(r.Grace, time.Second)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, cmp.Or(r.Stop, syscall.SIGKILL)) }
 	if resolved, err := Find(argv[0]); err == nil {
 		cmd.Path, cmd.Err = resolved, nil
 	}
@@ -74,16 +128,35 @@ func (r Runner) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return stdout.Bytes(), nil
+		return stderr.Bytes(), nil
 	case errors.Is(err, exec.ErrNotFound):
 		return nil, missing(argv[0])
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s: %w (limit %s)", strings.Join(argv, " "), ctx.Err(), limit)
+		return stderr.Bytes(), fmt.Errorf("%s: %w (limit %s)", strings.Join(argv, " "), ctx.Err(), limit)
 	case errors.As(err, &exit):
-		return stdout.Bytes(), &ExitError{Argv: argv, Code: exit.ExitCode(), Output: tail(stderr.String(), stdout.String())}
+		return stderr.Bytes(), &ExitError{Argv: argv, Code: exit.ExitCode(), Output: tail(stderr.String(), end.String())}
 	}
-	return nil, fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+	return stderr.Bytes(), fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
 }
+
+// maxTail is how much of a command's standard output is kept to be quoted.
+const maxTail = 64 << 10
+
+// A tailWriter passes on what is written to it and keeps the end of it.
+type tailWriter struct {
+	w    io.Writer
+	kept []byte
+}
+
+func (t *tailWriter) Write(b []byte) (int, error) {
+	t.kept = append(t.kept, b...)
+	if surplus := len(t.kept) - maxTail; surplus > maxTail {
+		t.kept = append([]byte(nil), t.kept[surplus:]...)
+	}
+	return t.w.Write(b)
+}
+
+func (t *tailWriter) String() string { return string(t.kept) }
 
 // inherited returns what a command sees of this process's environment.
 func (r Runner) inherited() []string {

@@ -3,9 +3,11 @@ package run_test
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,5 +89,46 @@ func TestACleanEnvironmentHasNoSecrets(t *testing.T) {
 	if err != nil || strings.Contains(string(out), "SECRET") || !strings.Contains(string(out), "HOME=/home/somewhere\n") ||
 		!strings.Contains(string(out), "ADDED=1\n") || !strings.Contains(string(out), "LC_ALL=C\n") || !strings.Contains(string(out), "PATH=") {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func TestStreamPassesOutputOnWhileTheCommandRuns(t *testing.T) {
+	var lines []string
+	err := run.Runner{}.Stream(t.Context(), func(r io.Reader) error {
+		b, err := io.ReadAll(r)
+		lines = strings.Fields(string(b))
+		return err
+	}, "sh", "-c", "echo one; echo noise >&2; echo two")
+	if err != nil || len(lines) != 2 {
+		t.Errorf("%q, %v", lines, err)
+	}
+	enough := errors.New("enough")
+	err = run.Runner{}.Stream(t.Context(), func(r io.Reader) error {
+		_, _ = r.Read(make([]byte, 1))
+		return enough
+	}, "sh", "-c", "while :; do echo more; done")
+	if !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	err = run.Runner{}.Stream(t.Context(), func(r io.Reader) error { _, err := io.ReadAll(r); return err }, "sh", "-c", "echo half; echo broken >&2; exit 3")
+	var exit *run.ExitError
+	if !errors.As(err, &exit) || exit.Output != "broken" {
+		t.Errorf("a command that fails after half of its output: %v", err)
+	}
+}
+
+func TestCaptureReturnsWhatACommandSaysInPassing(t *testing.T) {
+	stdout, stderr, err := run.Runner{}.Capture(t.Context(), "sh", "-c", "echo out; echo warning >&2")
+	if err != nil || string(stdout) != "out\n" || string(stderr) != "warning\n" {
+		t.Errorf("%q, %q, %v", stdout, stderr, err)
+	}
+}
+
+func TestCommandWithAStopSignalMayEndByItself(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	r := run.Runner{Limit: 200 * time.Millisecond, Stop: syscall.SIGTERM, Grace: time.Minute}
+	_, err := r.Run(t.Context(), "sh", "-c", `trap 'echo ended > "$1"; exit 0' TERM; while :; do sleep 0.05; done`, "sh", mark)
+	if _, statErr := os.Stat(mark); statErr != nil || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, %v", err, statErr)
 	}
 }
