@@ -70,6 +70,7 @@ type Traits struct {
 	Kind         string // "loop": what users call this kind of pool
 	InstantClone bool   // Clone costs no copy of the data
 	Quiesces     bool   // Clone of a mounted device is consistent by itself: never freeze above it
+	Granularity  int64  // bytes: sizes of devices are rounded up to a multiple of it
 }
 
 // A Pool creates block devices and copies them.

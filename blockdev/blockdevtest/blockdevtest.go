@@ -33,6 +33,9 @@ type Harness struct {
 	// more. nil if that cannot be done.
 	Reopen func(t *testing.T) blockdev.Pool
 
+	// Chunk is the length in bytes of the least that Diff tells of. 0 stands for a block of 4 KiB.
+	Chunk int64
+
 	// Full returns a pool with no room left for a device. nil if that cannot be made.
 	Full func(t *testing.T) blockdev.Pool
 }
@@ -59,6 +62,7 @@ func Run(t *testing.T, h Harness) {
 	if h.Hold == nil {
 		h.Hold = HoldExclusively
 	}
+	h.Chunk = max(h.Chunk, blockLength)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(&suite{T: t, h: &h}) })
 	}

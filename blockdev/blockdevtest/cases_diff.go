@@ -117,13 +117,17 @@ func diffLeadsFromEachDeviceToEachOther(s *suite) {
 	}
 }
 
-// within fails if, below limit, more differs than the blocks that were touched.
+// within fails if, below limit, more differs than the chunks with blocks that were touched.
 func (s *suite) within(extents []blockdev.Extent, touched map[int64]bool, limit int64) {
 	s.Helper()
+	chunks := map[int64]bool{}
+	for number := range touched {
+		chunks[number*blockLength/s.h.Chunk] = true
+	}
 	for _, e := range extents {
 		for offset := e.Offset; offset < min(e.End(), limit); offset += blockLength {
-			if !touched[offset/blockLength] {
-				s.Fatalf("%+v covers block %d, which nobody touched", e, offset/blockLength)
+			if !chunks[offset/s.h.Chunk] {
+				s.Fatalf("%+v covers block %d, which nobody touched, nor its chunk", e, offset/blockLength)
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,7 +78,19 @@ func (c *changes) bytes(length int64) []byte {
 	return b
 }
 
-// discard makes a hole, in a block device or in a file.
+// discard makes a hole, in a block device or in a file. A device that cannot write zeroes, such as a thin volume, is told
+// that its content is not needed: what it shows then is its own affair.
 func discard(f *os.File, offset, length int64) error {
-	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	span := [2]uint64{uint64(offset), uint64(length)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&span))); errno != 0 {
+		return errno
+	}
+	return nil
 }
