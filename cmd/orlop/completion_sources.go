@@ -34,14 +34,14 @@ var sources = map[string]source{
 	"--dest": question.directories, "--backup": question.files, "--key-file": question.files, "--s3-credentials": question.files, "--to-file": question.files,
 	"--root": question.directories, "--mountpoint": question.directories,
 	"--fs": question.filesystems, "--default-fs": question.filesystems, "--mount-option": question.mountOptions,
-	"--pool": question.pools, "daemon --pool": oneOf("loop"),
+	"--pool": question.pools, "daemon --pool": oneOf("loop", "lvm:"),
 	"--from": question.origins, "--volume-name": question.volumes, "--filter": question.filters, "backup run --filter": question.labels,
 	"--mode": oneOf("0700", "0750", "0755"), "--log-format": oneOf("text", "json"), "--metrics": oneOf("127.0.0.1:9464"),
 }
 
 // freeText are the flags whose values only the user knows.
 var freeText = []string{
-	"--size", "--pool-size", "--default-size", "--uid", "--gid", "--label", "--name", "--plugin-name", "--host", "--sample",
+	"--size", "--pool-size", "--create-thin-pool", "--default-size", "--uid", "--gid", "--label", "--name", "--plugin-name", "--host", "--sample",
 	"--pre-snapshot", "--post-snapshot", "--keep-within", "--keep-last", "--keep-hourly", "--keep-daily", "--keep-weekly",
 	"--keep-monthly", "--keep-yearly", "--keep", "--max-backup-age", "--ping", "--notify",
 }

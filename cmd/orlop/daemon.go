@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,7 +44,7 @@ const (
 type settings struct {
 	root, defaultFS, pluginName, pluginSocket, controlSocket, metrics, logFormat string
 	pools                                                                        []poolSpec
-	poolSize, defaultSize                                                        int64
+	poolSize, thinPoolSize, defaultSize                                          int64
 	preallocate, rebuild, verbose, allowHooks                                    bool
 }
 
@@ -59,9 +60,10 @@ func (c *cli) daemonCommand() *urfave.Command {
 		Description: "Every flag has an environment variable, ORLOP_ and its name.\nExample: orlop daemon --pool loop:/srv/xfs",
 		Flags: []urfave.Flag{
 			text("root", "/var/lib/orlop", "directory of metadata, mount points and the built-in pool"),
-			&urfave.StringSliceFlag{Name: "pool", Usage: "[NAME=]loop, or [NAME=]loop:DIR for images in a directory on XFS or btrfs; the first is the default (default: loop)", EnvVars: env("pool")},
+			&urfave.StringSliceFlag{Name: "pool", Usage: "[NAME=]loop, or [NAME=]loop:DIR for images in a directory on XFS or btrfs, or [NAME=]lvm:VG/THINPOOL for thin volumes; the first is the default (default: loop)", EnvVars: env("pool")},
 			text("pool-size", "", "nominal size of the built-in pool; a larger one than it has grows it (default: free space less 10%)"),
 			&urfave.BoolFlag{Name: "pool-preallocate", Usage: "allocate all of the built-in pool's file", EnvVars: env("pool-preallocate")},
+			text("create-thin-pool", "", "size of the thin pool of --pool lvm:VG/THINPOOL, which is made if it is not there"),
 			text("default-size", "10G", "size of volumes created without one"),
 			text("default-fs", "ext4", "filesystem of volumes created without one"),
 			text("plugin-name", "orlop", "name of the volume driver"),
@@ -118,8 +120,18 @@ func readSettings(ctx *urfave.Context) (s settings, err error) {
 		}
 	}
 	variable, set := os.LookupEnv("ORLOP_POOL")
-	s.pools, err = parsePools(splitPools(ctx.StringSlice("pool"), variable, set))
-	return s, err
+	if s.pools, err = parsePools(splitPools(ctx.StringSlice("pool"), variable, set)); err != nil {
+		return s, err
+	}
+	if size := ctx.String("create-thin-pool"); size != "" {
+		if s.thinPoolSize, err = product.ParseSize(size); err != nil {
+			return s, fmt.Errorf("--create-thin-pool: %w", err)
+		}
+		if !slices.ContainsFunc(s.pools, func(p poolSpec) bool { return p.kind == "lvm" }) {
+			return s, fault.Errorf(fault.ErrInvalid, "--create-thin-pool %s: no --pool lvm:VG/THINPOOL is given", size)
+		}
+	}
+	return s, nil
 }
 
 func newLogger(w io.Writer, s settings) *slog.Logger {
@@ -311,7 +323,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 	}
 	background, cancelBackground := context.WithCancel(work)
 	var watchers sync.WaitGroup
-	for _, watch := range []func(context.Context){m.volumes.Run, m.volumes.WatchSpace, m.snapshots.Run} {
+	for _, watch := range []func(context.Context){m.volumes.Run, m.volumes.WatchSpace, m.snapshots.Run, pools.watch} {
 		watchers.Go(func() { watch(background) })
 	}
 	if err := m.backups.Resume(work); err != nil {

@@ -26,11 +26,18 @@ import (
 // A Pool is a configured pool and what the daemon shows of it.
 type Pool struct {
 	volume.Pool
-	Kind      string // "loop"
+	Kind      string // "loop" or "lvm"
 	Spec      string // as configured
-	Dir       string // holds the devices' files; empty if the pool is missing
+	Dir       string // holds the devices' files; empty if the pool is missing or has no files
 	BlockSize int    // logical block size of its devices in bytes
+	Advice    []Advice
+
+	// Layers returns how full each layer of a pool without files is: first that of the data. nil for pools with files.
+	Layers func(context.Context) ([]blockdev.Space, error)
 }
+
+// An Advice is something about a pool's configuration that will be trouble one day, and the command that helps.
+type Advice struct{ Problem, Command string }
 
 // Config is what a Daemon needs.
 type Config struct {
@@ -340,7 +347,7 @@ func (d *Daemon) inspectSized(ctx context.Context, id string) (View, error) {
 	if !ok {
 		return view, nil
 	}
-	if space, err := poolSpace(ctx, pool); err == nil && view.Size > space.Size {
+	if space, err := dataSpace(ctx, pool); err == nil && view.Size > space.Size {
 		view.Warnings = append(slices.Clone(view.Warnings), fmt.Sprintf("volume %q: its size of %s is more than all of the %s of %s", view.Name, Bytes(view.Size), Bytes(space.Size), space.Layer))
 	}
 	return view, nil
@@ -475,4 +482,16 @@ func poolSpace(ctx context.Context, p Pool) (blockdev.Space, error) {
 		return blockdev.Space{}, p.Missing
 	}
 	return p.Pool.Pool.Space(ctx)
+}
+
+// dataSpace returns the space that a configured pool has for what volumes hold, whichever layer is tightest.
+func dataSpace(ctx context.Context, p Pool) (blockdev.Space, error) {
+	if p.Missing != nil || p.Layers == nil {
+		return poolSpace(ctx, p)
+	}
+	layers, err := p.Layers(ctx)
+	if err != nil {
+		return blockdev.Space{}, err
+	}
+	return layers[0], nil
 }

@@ -70,22 +70,39 @@ func (d *Daemon) findPoolTrouble(ctx context.Context) (found []Finding, _ error)
 		return nil, err
 	}
 	for _, pool := range info.Pools {
-		subject := "pool " + pool.Name
-		used := float64(pool.Size-pool.Free) / float64(max(pool.Size, 1))
-		switch {
-		case pool.Problem != "":
-			found = append(found, Finding{severe, subject, pool.Problem, "systemctl restart orlop, once its disk is mounted"})
-		case used >= warnAbove:
-			found = append(found, Finding{mild, subject, fmt.Sprintf("%s is %.0f%% full: %s left", pool.Layer, 100*used, Bytes(pool.Free)), "orlop trim"})
-		}
-		if pool.Problem == "" && pool.Provisioned > pool.Size {
-			found = append(found, Finding{
-				mild, subject, fmt.Sprintf("overcommitted: volumes of %s on %s of %s", Bytes(pool.Provisioned), Bytes(pool.Size), pool.Layer),
-				"orlop list, then orlop delete what is not needed, or give the pool more disk",
-			})
-		}
+		found = append(found, d.poolFindings(ctx, pool)...)
 	}
 	return found, nil
+}
+
+func (d *Daemon) poolFindings(ctx context.Context, pool PoolView) (found []Finding) {
+	subject := "pool " + pool.Name
+	configured, _ := d.poolNamed(pool.Name)
+	for _, advice := range configured.Advice {
+		found = append(found, Finding{mild, subject, advice.Problem, advice.Command})
+	}
+	switch {
+	case pool.Problem != "" && configured.Missing == nil && pool.Kind == "lvm":
+		return append(found, Finding{severe, subject, pool.Problem, "orlop info, once that is done"})
+	case pool.Problem != "":
+		return append(found, Finding{severe, subject, pool.Problem, d.restartOnce(pool.Name)})
+	}
+	layers := pool.Layers
+	if len(layers) == 0 {
+		layers = []LayerView{{Layer: pool.Layer, Size: pool.Size, Free: pool.Free, remedy: "orlop trim"}}
+	}
+	for _, l := range layers {
+		if used := float64(l.Size-l.Free) / float64(max(l.Size, 1)); used >= warnAbove {
+			found = append(found, Finding{mild, subject, fmt.Sprintf("%s is %.0f%% full: %s left", l.Layer, 100*used, Bytes(l.Free)), l.remedy})
+		}
+	}
+	if data, err := dataSpace(ctx, configured); err == nil && pool.Provisioned > data.Size {
+		found = append(found, Finding{
+			mild, subject, fmt.Sprintf("overcommitted: volumes of %s on %s of %s", Bytes(pool.Provisioned), Bytes(data.Size), data.Layer),
+			"orlop list, then orlop delete what is not needed, or give the pool more disk",
+		})
+	}
+	return found
 }
 
 func (d *Daemon) findVolumeTrouble(ctx context.Context) (found []Finding, _ error) {

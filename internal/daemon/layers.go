@@ -11,7 +11,7 @@ import (
 // A Layer is one of the places below a pool's volumes that can fill up.
 type Layer struct {
 	Pool string // the pool's name
-	Name string // "pool", or "host" for the data root's filesystem below the built-in pool's file
+	Name string // "pool"; "metadata" of a thin pool; "host" for the data root's filesystem below the built-in pool's file
 	Size int64  // bytes
 	Free int64  // bytes left
 }
@@ -33,12 +33,12 @@ func (d *Daemon) Layers(ctx context.Context) (layers []Layer, err error) {
 		if p.Missing != nil {
 			continue
 		}
-		own, err := ownLayer(ctx, p)
+		own, err := ownLayers(ctx, p)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("pool %q: %w", p.Name, err))
 			continue
 		}
-		layers = append(layers, own)
+		layers = append(layers, own...)
 		if !p.OnRoot {
 			continue
 		}
@@ -52,14 +52,21 @@ func (d *Daemon) Layers(ctx context.Context) (layers []Layer, err error) {
 	return layers, errors.Join(errs...)
 }
 
-// ownLayer looks at the filesystem that holds a pool's files, or asks a pool that has none.
-func ownLayer(ctx context.Context, p Pool) (own Layer, err error) {
-	own = Layer{Pool: p.Name, Name: "pool"}
+// ownLayers looks at the filesystem that holds a pool's files, or asks a pool that has none.
+func ownLayers(ctx context.Context, p Pool) (own []Layer, err error) {
+	first := Layer{Pool: p.Name, Name: "pool"}
 	if p.Dir != "" {
-		own.Size, own.Free, err = fs.Space(p.Dir)
-		return own, err
+		first.Size, first.Free, err = fs.Space(p.Dir)
+		return []Layer{first}, err
 	}
-	space, err := p.Pool.Pool.Space(ctx)
-	own.Size, own.Free = space.Size, space.Free
+	if p.Layers == nil {
+		space, err := p.Pool.Pool.Space(ctx)
+		first.Size, first.Free = space.Size, space.Free
+		return []Layer{first}, err
+	}
+	spaces, err := p.Layers(ctx)
+	for i, name := range []string{"pool", "metadata"}[:len(spaces)] {
+		own = append(own, Layer{Pool: p.Name, Name: name, Size: spaces[i].Size, Free: spaces[i].Free})
+	}
 	return own, err
 }

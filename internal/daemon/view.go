@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -182,13 +183,25 @@ func (d *Daemon) image(v metadata.Volume) string {
 	return filepath.Join(pool.Dir, "images", v.Device+".img")
 }
 
+// restartOnce returns what to do about a pool that is missing.
+func (d *Daemon) restartOnce(name string) string {
+	if pool, ok := d.poolNamed(name); ok && pool.Kind == "lvm" {
+		vg, _, _ := strings.Cut(strings.TrimPrefix(pool.Spec, "lvm:"), "/")
+		return "systemctl restart orlop, once '" + run.Line("lvs", "--all", vg) + "' shows its thin pool"
+	}
+	return "systemctl restart orlop, once the disk of pool " + name + " is mounted"
+}
+
 // examine describes a volume's device, and returns its problem, if it has one, with the command that helps.
 func (d *Daemon) examine(ctx context.Context, v metadata.Volume) (info blockdev.Info, problem, remedy string) {
 	pool, err := d.volumes.Pool(v)
 	if err != nil {
-		return info, err.Error(), "systemctl restart orlop, once the disk of pool " + v.Pool + " is mounted"
+		return info, err.Error(), d.restartOnce(v.Pool)
 	}
 	restore := fmt.Sprintf("restore %s from a copy, or orlop delete %s", run.Line(d.image(v)), v.Name)
+	if d.image(v) == "" {
+		restore = fmt.Sprintf("orlop delete %s, then orlop backup restore URL %s", v.Name, v.Name)
+	}
 	info, err = pool.Stat(ctx, blockdev.ID(v.Device))
 	switch {
 	case v.State != metadata.Ready && fault.Is(err, fault.ErrNotFound):
@@ -354,17 +367,27 @@ type Info struct {
 
 // PoolView is what users see of a pool.
 type PoolView struct {
-	Name        string   `json:"name"`
-	Kind        string   `json:"kind"`
-	Spec        string   `json:"spec"`
-	UUID        string   `json:"uuid"`
-	Volumes     int      `json:"volumes"`
-	Provisioned int64    `json:"provisioned"`        // bytes: sum of the volumes' sizes
-	Layer       string   `json:"layer"`              // the tightest layer
-	Size        int64    `json:"size"`               // bytes in that layer
-	Free        int64    `json:"free"`               // bytes left in it
-	Warnings    []string `json:"warnings,omitempty"` // of the space of any layer
-	Problem     string   `json:"problem,omitempty"`
+	Name        string      `json:"name"`
+	Kind        string      `json:"kind"`
+	Spec        string      `json:"spec"`
+	UUID        string      `json:"uuid"`
+	Volumes     int         `json:"volumes"`
+	Provisioned int64       `json:"provisioned"`        // bytes: sum of the volumes' sizes
+	Layer       string      `json:"layer"`              // the tightest layer
+	Size        int64       `json:"size"`               // bytes in that layer
+	Free        int64       `json:"free"`               // bytes left in it
+	Layers      []LayerView `json:"layers,omitempty"`   // of a thin pool: its data and its metadata
+	Warnings    []string    `json:"warnings,omitempty"` // of the space of any layer
+	Problem     string      `json:"problem,omitempty"`
+}
+
+// LayerView is what users see of a layer of a pool.
+type LayerView struct {
+	Layer string `json:"layer"`
+	Size  int64  `json:"size"` // bytes
+	Free  int64  `json:"free"` // bytes
+
+	remedy string
 }
 
 // Info describes the daemon and its pools.
@@ -398,7 +421,23 @@ func (d *Daemon) Info(ctx context.Context) (Info, error) {
 			view.Problem = err.Error()
 		}
 		view.Layer, view.Size, view.Free = space.Layer, space.Size, space.Free
+		view.Layers = layerViews(ctx, pool)
 		info.Pools = append(info.Pools, view)
 	}
 	return info, nil
+}
+
+// layerViews shows the layers of a pool that has several of its own.
+func layerViews(ctx context.Context, pool Pool) (views []LayerView) {
+	if pool.Missing != nil || pool.Layers == nil {
+		return nil
+	}
+	layers, err := pool.Layers(ctx)
+	if err != nil {
+		return nil // Space fails likewise, and that is shown
+	}
+	for _, l := range layers {
+		views = append(views, LayerView{Layer: l.Layer, Size: l.Size, Free: l.Free, remedy: l.Remedy})
+	}
+	return views
 }

@@ -55,6 +55,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (v metadata.Volume, err
 	if err != nil {
 		return v, err
 	}
+	spec.Size = fit(pool, spec.Size)
 	v = newVolume(spec, pool, kind)
 	if spec.Copy != nil {
 		v.Lineage, v.MkfsParams = spec.Copy.Of.Lineage, spec.Copy.Of.MkfsParams

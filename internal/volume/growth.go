@@ -36,6 +36,14 @@ func RoundUp(size int64) int64 {
 
 const maxRounded = 1<<63 - 1 - granule
 
+// fit returns the size in bytes that a pool's device has that is to have at least size bytes.
+func fit(pool blockdev.Pool, size int64) int64 {
+	if of := pool.Traits().Granularity; of > 0 && size%of > 0 && size <= 1<<63-1-of {
+		size += of - size%of
+	}
+	return size
+}
+
 // Resize grows a volume to size bytes, a multiple of 4096, also while it is in use. A size below the recorded one takes
 // back a growth that the filesystem has not followed. It fails with fault.ErrInvalid if that would shrink the filesystem
 // or is more than it may be grown to, and with fault.ErrUnsupported if it cannot grow while it is in use.
@@ -64,6 +72,7 @@ func (m *Manager) resize(ctx context.Context, v metadata.Volume, size int64) (re
 	if err != nil {
 		return v, err
 	}
+	size = fit(pool, size)
 	kind, err := fs.Lookup(v.Filesystem)
 	if err != nil {
 		return v, err
