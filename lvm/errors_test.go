@@ -186,7 +186,7 @@ func TestQuestionsDoNotWaitForLVM(t *testing.T) {
 func TestHangingCommandIsStoppedPolitely(t *testing.T) {
 	f := newFake(t)
 	p := f.opened(ours("orlop-"+idA, "u1", idA, "1"))
-	p.lvm.change.Limit = 200 * time.Millisecond
+	p.lvm.change.Limit = 10 * time.Second // for the script to get as far as its trap
 	f.put("lvchange", `trap 'echo left > "$FAKE/critical"; exit 5' TERM; while :; do sleep 0.1; done`)
 	err := p.Describe(t.Context(), idA, blockdev.Record(`{}`))
 	wants(t, err, fault.ErrFailed, "LVM hangs", "lvchange")
