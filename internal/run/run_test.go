@@ -126,7 +126,7 @@ func TestCaptureReturnsWhatACommandSaysInPassing(t *testing.T) {
 
 func TestCommandWithAStopSignalMayEndByItself(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
-	r := run.Runner{Limit: 200 * time.Millisecond, Stop: syscall.SIGTERM, Grace: time.Minute}
+	r := run.Runner{Limit: 5 * time.Second, Stop: syscall.SIGTERM, Grace: time.Minute} // long enough for the shell to set its trap
 	_, err := r.Run(t.Context(), "sh", "-c", `trap 'echo ended > "$1"; exit 0' TERM; while :; do sleep 0.05; done`, "sh", mark)
 	if _, statErr := os.Stat(mark); statErr != nil || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v, %v", err, statErr)

@@ -8,15 +8,15 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$top"
 
 # Directory, tests, and tests that are left out although they match (a dash: none). The VM is to take less than 8 minutes on
-# 2 cores that have nothing else to do: matrices of crashes stay on the host, as does what has a limit of seconds, and of the pools only the built-in one is tried in full.
+# 2 cores that have nothing else to do: matrices of crashes stay on the host, as does what has a limit of seconds; of the pools on loop devices only the built-in one is tried in full.
 suites() {
 	cat <<- 'END'
 		fs . UsersNamesFewOfManyProcesses
 		snapshot . -
 		internal/volume . Crash|PowerCut|Random
-		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem)$ -
+		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem|ThinVolumesEndToEnd)$ -
 		blockdev/loop . DirectoryOn|WhileExtentsMove|DuringABalance
-		lvm . -
+		lvm ^Test(ThinVolumesKeepTheContract|NothingThatChangedBetweenSnapshotsIsLeftOut|TwoPoolsOfOneGroupKeepToThemselves)$ CallsForDifferentDevicesRunAtOnce
 	END
 }
 
