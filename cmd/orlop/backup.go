@@ -20,7 +20,7 @@ import (
 
 func (c *cli) backupCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "backup", Usage: "manage backups: list, verify, restore, prune",
+		Name: "backup", Usage: "manage backups: create, list, verify, restore, prune",
 		Description: "Example: orlop backup list file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Action:      c.unknownCommand,
 		Subcommands: []*urfave.Command{
@@ -197,8 +197,8 @@ func (o *opener) open(at destination.Destination, do func(*destination.Repositor
 func (c *cli) backupInitCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "init", Usage: "create a repository for backups and print its URL", ArgsUsage: "DEST",
-		Description: "DEST must be empty, or not exist yet. Repeating the command with the same key changes nothing. If this host\n" +
-			"remembers a repository there that is gone, the disk may not be mounted: only --new creates another.\n" +
+		Description: "DEST must be empty, or not exist yet. Repeating the command with the same key changes nothing.\n" +
+			"If this host remembers a repository there that is gone, the disk may not be mounted: only --new creates another.\n" +
 			"Example: orlop backup init file:///mnt/nas/orlop --key-file /root/orlop.key",
 		Flags: []urfave.Flag{keyFileFlag(), s3CredentialsFlag(),
 			&urfave.BoolFlag{Name: "unencrypted", Usage: "anyone who can read DEST can read the backups"},

@@ -95,6 +95,14 @@ func TestHelpListsEveryCommand(t *testing.T) {
 				t.Errorf("%v: no word of %q", args, words[0])
 			}
 		}
+		last := 0
+		for _, group := range []string{"VOLUME", "SNAPSHOT AND BACKUP", "DAEMON", "OTHER"} {
+			at := strings.Index(got.stdout, "\n"+group+" COMMANDS:\n")
+			if at <= last {
+				t.Errorf("%v: the group %s is at %d, behind %d:\n%s", args, group, at, last, got.stdout)
+			}
+			last = at
+		}
 	}
 }
 

@@ -79,3 +79,21 @@ func unknownWord(app *urfave.App, words []string) string {
 	}
 	return ""
 }
+
+// TestSettingsShowEveryFlagOfTheDaemon: the file is where its users look for what can be set.
+func TestSettingsShowEveryFlagOfTheDaemon(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/orlop.default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := findCommand((&cli{stdout: io.Discard, stderr: io.Discard}).app().Commands, "daemon").Flags
+	if len(flags) == 0 {
+		t.Fatal("the daemon has no flags")
+	}
+	for _, flag := range flags {
+		name := "ORLOP_" + strings.ToUpper(strings.ReplaceAll(flag.Names()[0], "-", "_"))
+		if !strings.Contains(string(text), "\n#"+name+"=") {
+			t.Errorf("no line for --%s, #%s=", flag.Names()[0], name)
+		}
+	}
+}
