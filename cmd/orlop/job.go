@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"text/tabwriter"
+	"slices"
+	"strings"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -89,23 +90,32 @@ func (c *cli) printJobs(jobs []daemon.JobView) error {
 	if c.json {
 		return c.printJSON(jobs)
 	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tKIND\tVOLUME\tSTATE\tDONE\tSTARTED")
+	short := shortIDs(jobs)
+	var rows []row
 	for _, j := range jobs {
 		done := "-"
 		if j.Total > 0 {
 			done = fmt.Sprintf("%d%%", 100*j.Done/j.Total)
 		}
-		started := j.Started
-		if at, err := time.Parse(time.RFC3339Nano, started); err == nil {
-			started = at.Format(time.DateTime)
+		rows = append(rows, row{cells: []string{orDash(j.Volume), j.Kind, j.State, done, shownTime(j.Started, time.DateTime), j.ID[:min(short, len(j.ID))]}})
+	}
+	return c.printTable(lineWidth, []string{"VOLUME", "KIND", "STATE", "DONE", "STARTED (UTC)", "ID"}, rows)
+}
+
+// shortIDs returns how many characters of their IDs tell jobs apart, 8 at least: IDs of one minute begin alike.
+func shortIDs(jobs []daemon.JobView) int {
+	ids := make([]string, len(jobs))
+	for i, j := range jobs {
+		ids[i] = j.ID
+	}
+	slices.Sort(ids)
+	short := 8
+	for i := range len(ids) - 1 {
+		for short < len(ids[i]) && strings.HasPrefix(ids[i+1], ids[i][:short]) {
+			short++
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", j.ID, j.Kind, orDash(j.Volume), j.State, done, started)
 	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
+	return short
 }
 
 func orDash(text string) string {

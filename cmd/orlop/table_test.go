@@ -121,3 +121,19 @@ func TestHelpFitsInto80Columns(t *testing.T) {
 		}
 	}
 }
+
+func TestJobListFitsInto80ColumnsAndItsIDsTellJobsApart(t *testing.T) {
+	jobs := []daemon.JobView{
+		{ID: "0192e1c4-8c6f-7d1c-9f60-0a8b5f1c2d3e", Kind: "backup", Volume: composeName, State: "interrupted", Done: 1, Total: 4, Started: "2026-01-02T03:04:05.678Z"},
+		{ID: "0192e1c4-8c71-7d1c-9f60-0a8b5f1c2d3e", Kind: "restore", Volume: "db", State: "done", Started: "2026-01-02T03:04:05Z"},
+		{ID: "0193e1c4-8c71-7d1c-9f60-0a8b5f1c2d3e", Kind: "collect", State: "running", Started: "2026-01-02T04:04:05Z"},
+	}
+	t.Setenv("ORLOP_SOCKET", daemonThatAnswers(t, map[string]any{"/jobs": jobs}))
+	got := invoke("job", "list")
+	wantNarrow(t, got.stdout)
+	for _, text := range []string{"\n" + composeName + "\n", "  interrupted  25%   2026-01-02 03:04:05  0192e1c4-8c6\n", " 0192e1c4-8c7\n", "\n-  "} {
+		if got.code != 0 || !strings.Contains(got.stdout, text) {
+			t.Errorf("no %q: %s", text, got)
+		}
+	}
+}
