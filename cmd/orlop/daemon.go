@@ -303,7 +303,7 @@ func answer(ctx context.Context, stop func(), root string, open doors, d *produc
 		stop() // the control server sends this answer before it is drained
 		return nil
 	}
-	controlServer := newServer(observed.Observe(server.Handler(d, version, shutdown)), log)
+	controlServer := newServer(observed.Observe(server.Handler(d, version, shutdown, log)), log)
 	metricsServer := newServer(observed.Handler(), log)
 	var group errgroup.Group
 	for _, one := range []struct {

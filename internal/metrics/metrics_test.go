@@ -71,7 +71,7 @@ func newHouse(t *testing.T) *house {
 	return &house{
 		store: store, pool: memory, metrics: m.Handler(),
 		docker:  m.Observe(docker.Handler(t.Context(), d, log)),
-		control: m.Observe(server.Handler(d, "1.2.3", nil)),
+		control: m.Observe(server.Handler(d, "1.2.3", nil, slog.New(slog.DiscardHandler))),
 	}
 }
 

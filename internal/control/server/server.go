@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"time"
 	"unicode/utf8"
@@ -23,8 +24,9 @@ const maxBody = 1 << 20
 // fault.ErrInUse while a volume is held.
 type Shutdown func(ctx context.Context, detach bool) error
 
-// Handler answers requests below control.Prefix.
-func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
+// Handler answers requests below control.Prefix. What a user asked to be done and was refused or failed goes to log: who
+// looks there later was not the one who was told.
+func Handler(d *daemon.Daemon, version string, shutdown Shutdown, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	get := func(path string, do func(r *http.Request) (any, error)) {
 		mux.HandleFunc("GET "+control.Prefix+path, func(w http.ResponseWriter, r *http.Request) { answer(w)(do(r)) })
@@ -36,7 +38,11 @@ func Handler(d *daemon.Daemon, version string, shutdown Shutdown) http.Handler {
 				answer(w)(nil, err)
 				return
 			}
-			answer(w)(do(r.Context(), request))
+			response, err := do(r.Context(), request)
+			if err != nil {
+				log.Info("request failed", "request", r.URL.Path, "error", err)
+			}
+			answer(w)(response, err)
 		})
 	}
 	get("/version", func(*http.Request) (any, error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -18,7 +19,7 @@ import (
 func ask(t *testing.T, shutdown Shutdown, method, path, body string) (status int, failure control.ErrorBody, raw string) {
 	t.Helper()
 	recorder := httptest.NewRecorder()
-	Handler(nil, "test", shutdown).ServeHTTP(recorder, httptest.NewRequest(method, path, strings.NewReader(body)))
+	Handler(nil, "test", shutdown, slog.New(slog.DiscardHandler)).ServeHTTP(recorder, httptest.NewRequest(method, path, strings.NewReader(body)))
 	raw = recorder.Body.String()
 	if err := json.Unmarshal([]byte(raw), &failure); err != nil {
 		t.Errorf("%s %s: %q is no JSON: %v", method, path, raw, err)
@@ -27,6 +28,15 @@ func ask(t *testing.T, shutdown Shutdown, method, path, body string) (status int
 		t.Errorf("%s %s: Content-Type %q", method, path, got)
 	}
 	return recorder.Code, failure, raw
+}
+
+func TestFailuresOfRequestsAreInTheLog(t *testing.T) {
+	var log strings.Builder
+	handler := Handler(nil, "test", func(context.Context, bool) error { return errors.New("in use: db") }, slog.New(slog.NewTextHandler(&log, nil)))
+	handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/v1/shutdown", strings.NewReader("{}")))
+	if !strings.Contains(log.String(), `level=INFO msg="request failed" request=/v1/shutdown error="in use: db"`) {
+		t.Errorf("log: %q", log.String())
+	}
 }
 
 func TestEachKindHasAStatus(t *testing.T) {
