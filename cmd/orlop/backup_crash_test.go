@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -269,7 +270,7 @@ func (l *backupLoad) killOnce(t *testing.T, round int) {
 	switch {
 	case s.do != nil && failed == nil, s.do == nil && got.code == 0:
 		s.done(t)
-	case s.do != nil && !fault.Is(failed, fault.ErrUnreachable):
+	case s.do != nil && !fault.Is(failed, fault.ErrUnreachable) && !errors.Is(failed, context.Canceled): // as giveUp does
 		t.Errorf("%s: %v", s.name, failed)
 	case stays || !inFlight:
 		t.Errorf("round %d: %s: %s", round, s.name, got)

@@ -116,8 +116,9 @@ func TestListingsAndDeletionsGoBeyondAPage(t *testing.T) {
 	var g errgroup.Group
 	g.SetLimit(connections)
 	for i := range count {
-		want = append(want, fmt.Sprintf("many/%05d", i))
-		g.Go(func() error { return w.store.Put(ctx, want[i], nil) })
+		name := fmt.Sprintf("many/%05d", i)
+		want = append(want, name)
+		g.Go(func() error { return w.store.Put(ctx, name, nil) })
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
