@@ -92,8 +92,8 @@ func survivesAPowerCutAtEveryStep(t *testing.T, s *site, seed uint64) {
 
 // How many of an operation's steps are cut in an ordinary run, each time others; a soak cuts all.
 const (
-	fewCrashes   = 6
-	fewPowerCuts = 3
+	fewCrashes   = 3
+	fewPowerCuts = 2
 )
 
 // seedOf returns the seed of the choice of steps, new each time unless ORLOP_SEED is set, and prints it.

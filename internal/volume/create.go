@@ -291,7 +291,7 @@ func (m *Manager) finishWith(ctx context.Context, v metadata.Volume, also func(*
 // leaveScratch unmounts and removes a volume's scratch mount point, if it has one.
 func (m *Manager) leaveScratch(v metadata.Volume) error {
 	dir := filepath.Join(m.scratch, v.ID)
-	if err := m.host.Unmount(dir); err != nil {
+	if err := m.unmount(dir); err != nil {
 		return err
 	}
 	return m.host.RemoveMountpoint(dir)

@@ -96,7 +96,7 @@ func (m *Manager) bindUser(ctx context.Context, v metadata.Volume, holder metada
 	if err := m.host.Bind(m.Mountpoint(v.Name), holder.Mountpoint); err != nil {
 		return err
 	}
-	u.Push("bind", func(context.Context) error { return m.host.Unmount(holder.Mountpoint) })
+	u.Push("bind", func(context.Context) error { return m.unmount(holder.Mountpoint) })
 	if shown, err := m.shows(ctx, v, holder.Mountpoint); err != nil || !shown {
 		return errors.Join(err, fmt.Errorf("%s does not show the volume after mounting it there", holder.Mountpoint))
 	}
@@ -236,7 +236,7 @@ func (m *Manager) mountActive(ctx context.Context, v metadata.Volume, pool block
 	if err := m.mountDevice(v, kind, path, options); err != nil {
 		return err
 	}
-	u.Push("unmount", func(context.Context) error { return m.host.Unmount(dir) })
+	u.Push("unmount", func(context.Context) error { return m.unmount(dir) })
 	if mounted, err := m.isOurs(dir, path); err != nil || !mounted {
 		return errors.Join(err, fmt.Errorf("%s does not show %s after mounting it", dir, path))
 	}
@@ -415,7 +415,7 @@ func (m *Manager) dropUsers(ctx context.Context, v metadata.Volume) error {
 			if there, err := m.shows(ctx, v, h.Mountpoint); err != nil {
 				return err
 			} else if there {
-				if err := m.host.Unmount(h.Mountpoint); err != nil {
+				if err := m.unmount(h.Mountpoint); err != nil {
 					return fmt.Errorf("volume %q: %w", v.Name, m.busyAt(ctx, v, h.Mountpoint, err))
 				}
 			}

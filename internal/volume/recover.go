@@ -140,7 +140,7 @@ func (m *Manager) sweepScratch() {
 	}
 	for _, entry := range entries {
 		dir := filepath.Join(m.scratch, entry.Name())
-		err := m.host.Unmount(dir)
+		err := m.unmount(dir)
 		if err == nil {
 			err = m.host.RemoveMountpoint(dir)
 		}

@@ -300,6 +300,15 @@ func retryInUse(deadline time.Time, try func() error) error {
 	}
 }
 
+// passingWait is how long a mount may be in use by who does not know of it: a process that is just being started has every
+// file open that this one has, until it executes its program.
+const passingWait = 2 * time.Second
+
+// unmount unmounts dir, and waits a moment for passing uses of it.
+func (m *Manager) unmount(dir string) error {
+	return retryInUse(time.Now().Add(passingWait), func() error { return m.host.Unmount(dir) })
+}
+
 // SettleAll settles every volume and removes the mount points of those that are not held. It fails with
 // fault.ErrInUse, naming them, if any is.
 func (m *Manager) SettleAll(ctx context.Context) error {

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,6 +31,7 @@ func TestUsesThatNoHolderTellsOf(t *testing.T) {
 		name string
 		run  func(*testing.T, *world)
 	}{
+		{"a passing look at the mount of a creation fails nothing", passingLookAtACreation},
 		{"an unmount waits for no container and the background settles", unmountWaitsForNoContainer},
 		{"no resize unmounts a volume whose container is starting", resizeWhileAContainerStarts},
 		{"a resize of a mounted volume waits for its trim", resizeWaitsForTrim},
@@ -232,6 +234,35 @@ func mountedBackReadOnly(t *testing.T, w *world) {
 	check(t, unix.Close(tree))
 	w.Tidy(t.Context())
 	w.wantFree(t, subject)
+}
+
+// A process that is just being started has open what this one has, for some milliseconds.
+func passingLookAtACreation(t *testing.T, w *world) {
+	ctx, stop := context.WithCancel(t.Context())
+	looks := make(chan int)
+	go func() {
+		n := 0
+		for ctx.Err() == nil {
+			mounts, _ := filepath.Glob(filepath.Join(w.root, "scratch", "*")) // the pattern is good
+			for _, dir := range mounts {
+				if f, err := os.Open(dir); err == nil {
+					<-time.After(20 * time.Millisecond)
+					_ = f.Close()
+					<-time.After(20 * time.Millisecond)
+					n++
+				}
+			}
+			<-time.After(time.Millisecond)
+		}
+		looks <- n
+	}()
+	for i := range 5 {
+		check(t, create("looked-at-"+strconv.Itoa(i))(t.Context(), w))
+	}
+	stop()
+	if n := <-looks; n == 0 {
+		t.Error("nobody looked")
+	}
 }
 
 func claimedDevice(t *testing.T, w *world) {
