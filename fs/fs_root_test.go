@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -294,6 +295,57 @@ func TestRepairClearsAnErrorThatTheKernelRecorded(t *testing.T) {
 	mounted(t, kind, device, dir)
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Error(err)
+	}
+}
+
+// A check that repairs wants a lost+found, for which these have no room. It called them damaged.
+func TestRepairOfAFullFilesystemNeedsNoLostAndFound(t *testing.T) {
+	for name, fill := range map[string]func(dir string) error{
+		"inodes": func(dir string) error {
+			for i := 0; ; i++ {
+				if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600); err != nil {
+					return err
+				}
+			}
+		},
+		"blocks": func(dir string) error {
+			f, err := os.Create(filepath.Join(dir, "file"))
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			for _, length := range []int64{mib, 4096} {
+				for err = nil; err == nil; {
+					_, err = f.Write(make([]byte, length))
+				}
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kind, err := Lookup("ext4")
+			if err != nil {
+				t.Fatal(err)
+			}
+			device, _, dir := newFilesystem(t, kind, 16*mib)
+			mounted(t, kind, device, dir)
+			if err := kind.RemoveLostFound(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := fill(dir); !errors.Is(err, unix.ENOSPC) {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "trigger_fs_error"), []byte("test"), 0o200); err != nil {
+				t.Fatal(err)
+			}
+			if err := Unmount(dir); err != nil {
+				t.Fatal(err)
+			}
+			if done, _, err := kind.Repair(t.Context(), run.Runner{}, device); !done || err != nil {
+				t.Fatalf("repair: %t, %v", done, err)
+			}
+			mounted(t, kind, device, dir)
+		})
 	}
 }
 
