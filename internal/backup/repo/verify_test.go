@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"orlop/internal/backup/store"
 	"orlop/internal/backup/store/storetest"
 	"orlop/internal/fault"
 )
@@ -462,11 +463,15 @@ func TestVerifyReadsFirstWhatWasNotReadForLongest(t *testing.T) {
 func TestVerifyRemembersWhichBackupsAreHurt(t *testing.T) {
 	s := newStock(t, true)
 	memory := filepath.Join(t.TempDir(), "verified.json")
-	pack := ""
-	for _, name := range s.objects.Names() {
-		if strings.HasSuffix(name, ".data") {
-			pack = name
+	pack, most := "", int64(0) // the largest: another may be shorter than where it is damaged
+	err := s.objects.List(t.Context(), "", func(o store.Object) error {
+		if strings.HasSuffix(o.Name, ".data") && o.Size > most {
+			pack, most = o.Name, o.Size
 		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	damaged := s.hurt(pack, storetest.Flip(2000))
 	found := damaged.verify(VerifyOptions{Data: true, Memory: memory}).Findings
