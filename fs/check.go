@@ -60,8 +60,8 @@ func (t Type) forgiven(ctx context.Context, r run.Runner, device string) bool {
 // passing matches what e2fsck -n prints of a filesystem that is sound but for the error that its superblock records.
 var passing = regexp.MustCompile(`^(Pass \d.*: Checking .*|.* contains a file system with errors, check forced\.|.*WARNING: Filesystem still has errors.*|.*: \d+/\d+ files \(.*\), \d+/\d+ blocks)?$`)
 
-// totals matches what e2fsck -n says of the counts in the superblock, which the kernel makes up anew at each mount and writes
-// when all is well.
+// totals matches what e2fsck -n says of the counts in the superblock, which the kernel computes at each mount and writes
+// only to a filesystem without errors.
 var totals = regexp.MustCompile(`Free (blocks|inodes) count wrong \(\d+, counted=\d+\)\.\nFix\? no\n`)
 
 // sound reports whether e2fsck -n found nothing wrong, by what it printed.

@@ -14,10 +14,10 @@ import (
 	"orlop/internal/fault"
 )
 
-// A lease keeps a device active for the readers that Open made, while nobody has activated it.
+// A lease keeps a device active for the readers that Open made, while no caller has activated it.
 type lease struct {
 	open int  // readers
-	only bool // nobody but they has activated it
+	only bool // no caller has activated it
 }
 
 // lent reports whether a device is active for readers only.
@@ -236,7 +236,7 @@ type reader struct {
 
 func (r *reader) Size() int64 { return r.size }
 
-// Close closes the device and, if nobody else uses it, deactivates it. It does so whatever became of the work that read.
+// Close closes the device and, if it is not used otherwise, deactivates it. It does so whatever became of the work that read.
 func (r *reader) Close() error {
 	if err := r.File.Close(); err != nil {
 		return err

@@ -78,7 +78,7 @@ func TestOpenSaysWhyAThinPoolCannotBeUsed(t *testing.T) {
 		"renamed":           {map[string]string{"lv_name": "other"}, Config{UUID: "known", Create: 1 << 30}, fault.ErrNotFound, []string{"v-g/pool is missing", "lvs v-g"}},
 		"never made":        {map[string]string{"lv_name": "other"}, Config{}, fault.ErrNotFound, []string{"--create-thin-pool"}},
 		"another's":         {map[string]string{"lv_tags": "orlop.pool=other"}, Config{UUID: "known"}, fault.ErrCorrupt, []string{"is pool other, not known"}},
-		"made anew":         {nil, Config{UUID: "known"}, fault.ErrNotFound, []string{"does not carry the tag orlop.pool=known"}},
+		"re-created":        {nil, Config{UUID: "known"}, fault.ErrNotFound, []string{"does not carry the tag orlop.pool=known"}},
 		"unknown extents":   {map[string]string{"vg_extent_size": ""}, Config{}, fault.ErrFailed, []string{"vg_extent_size"}},
 		"no size of chunks": {map[string]string{"chunk_size": "0"}, Config{}, fault.ErrFailed, []string{"chunks of 0"}},
 	} {

@@ -250,7 +250,7 @@ func (p *Pool) identify(ctx context.Context, c Config, facts row) error {
 	case marked && c.UUID != "" && found != c.UUID:
 		return fault.Errorf(fault.ErrCorrupt, "thin pool %s: is pool %s, not %s that this root knows: is another disk attached?", name, found, c.UUID)
 	case !marked && c.UUID != "":
-		return fault.Errorf(fault.ErrNotFound, "pool %s is missing: thin pool %s does not carry the tag %s%s: was it made anew?", c.UUID, name, tagPool, c.UUID)
+		return fault.Errorf(fault.ErrNotFound, "pool %s is missing: thin pool %s does not carry the tag %s%s: was it re-created?", c.UUID, name, tagPool, c.UUID)
 	case c.UUID == "" && (!marked || !c.Adopt) && len(p.devices) > 0:
 		return fault.Errorf(fault.ErrCorrupt, "thin pool %s holds volumes that this root's metadata does not know: it was lost ('orlop daemon --rebuild-metadata' rebuilds it), or the pool is another root's", name)
 	case marked:
@@ -400,7 +400,7 @@ func (p *Pool) Watch(ctx context.Context) {
 // Close lets go of the thin pool. It and its active devices stay active.
 func (p *Pool) Close() { _ = p.lock.Close() }
 
-// Detach deactivates the thin pool. It fails with fault.ErrInUse, and the pool goes on as before, while a device is active.
+// Detach deactivates the thin pool. It fails with fault.ErrInUse, and changes nothing, while a device is active.
 // After a success the pool cannot be used any more.
 func (p *Pool) Detach(ctx context.Context) error {
 	infos, err := p.List(ctx)

@@ -127,7 +127,7 @@ func (s *suite) within(extents []blockdev.Extent, touched map[int64]bool, limit 
 	for _, e := range extents {
 		for offset := e.Offset; offset < min(e.End(), limit); offset += blockLength {
 			if !chunks[offset/s.h.Chunk] {
-				s.Fatalf("%+v covers block %d, which nobody touched, nor its chunk", e, offset/blockLength)
+				s.Fatalf("%+v covers block %d, of a chunk that was not written", e, offset/blockLength)
 			}
 		}
 	}

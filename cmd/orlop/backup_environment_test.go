@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"orlop/internal/namespacetest"
 )
 
 // bare runs a program with no environment at all, in the root directory, as cron and systemd at their barest.
@@ -61,7 +63,7 @@ func TestScheduledCommandsNeedNoEnvironment(t *testing.T) {
 	program := builtOrlop(t)
 	me, err := user.Current()
 	check(t, err)
-	over(t, me.HomeDir, t.TempDir())
+	namespacetest.Cover(t, me.HomeDir, t.TempDir())
 	h := newHost(t)
 	defer h.startBare(t, program)()
 	key, dest := filepath.Join(me.HomeDir, "orlop.key"), "file://"+filepath.Join(t.TempDir(), "nas")

@@ -42,6 +42,9 @@ func openTerminal(t *testing.T, name, program, dir string) *terminal {
 	t.Helper()
 	shell := shells[name]
 	if _, err := exec.LookPath(shell.argv[0]); err != nil {
+		if os.Getenv("ORLOP_TEST_TOOLS") != "" {
+			t.Fatalf("%s is not installed", shell.argv[0])
+		}
 		t.Skipf("%s is not installed (tools/deps.sh test)", shell.argv[0])
 	}
 	pty, tty := openPty(t)

@@ -501,16 +501,3 @@ func onExt4(t *testing.T, flags ...string) *host {
 	}
 	return h
 }
-
-// over covers a path of the host by one of the test's, in the mount namespace of the tests.
-func over(t *testing.T, path, with string) {
-	t.Helper()
-	if err := unix.Mount(with, path, "", unix.MS_BIND, ""); err != nil {
-		t.Fatalf("bind %s: %v", path, err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Errorf("unmount %s: %v", path, err)
-		}
-	})
-}

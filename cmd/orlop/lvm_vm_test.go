@@ -153,6 +153,35 @@ func TestThinVolumesEndToEnd(t *testing.T) {
 	}
 }
 
+// TestBackupsAreRestoredToTheOtherKindOfPool goes from images to thin volumes, whose sizes are whole extents, and back.
+func TestBackupsAreRestoredToTheOtherKindOfPool(t *testing.T) {
+	h := thinHost(t)
+	h.flags = append(h.flags, "--pool", "loop")
+	h.start(t)
+	vault := newVault(t, filepath.Join(t.TempDir(), "backups"), true)
+	h.must(t, "create", "db", "--size", "65M", "--pool", "loop")
+	putText(t, h.must(t, "mount", "db")+"/file", "first")
+	url := h.must(t, vault.with("backup", "create", "db", "--dest", vault.dir)...)
+
+	h.must(t, vault.with("backup", "restore", url, "thin", "--pool", "lvm")...)
+	dir := h.must(t, "mount", "thin")
+	hasText(t, dir+"/file", "first")
+	for _, text := range []string{"second", "third"} { // of which the first has the restored state as its base
+		putText(t, dir+"/file", text)
+		url = h.must(t, vault.with("backup", "create", "thin", "--dest", vault.dir)...)
+	}
+	if view := h.view(t, "thin"); view.Problem != "" || view.State != "ready" || view.Pool != "lvm" {
+		t.Errorf("%+v", view)
+	}
+	h.must(t, vault.with("backup", "restore", url, "image", "--pool", "loop")...)
+	hasText(t, h.must(t, "mount", "image")+"/file", "third")
+	quietly(t, vault.with("backup", "verify", vault.dir, "--data")...)
+	for _, name := range []string{"db", "thin", "image"} {
+		h.must(t, "umount", name)
+		h.must(t, "delete", "--snapshots", name)
+	}
+}
+
 // TestThinPoolThatFillsUpOrGoesMissing has the guard refuse, the doctor tell, and volumes of a missing pool stay known.
 func TestThinPoolThatFillsUpOrGoesMissing(t *testing.T) {
 	h := thinHost(t)

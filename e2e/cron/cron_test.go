@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"orlop/internal/namespacetest"
 )
 
@@ -33,19 +31,6 @@ func check(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// over covers a path of the host by one of the test's.
-func over(t *testing.T, path, with string) {
-	t.Helper()
-	if err := unix.Mount(with, path, "", unix.MS_BIND, ""); err != nil {
-		t.Fatalf("bind %s: %v", path, err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(path, 0); err != nil {
-			t.Errorf("unmount %s: %v", path, err)
-		}
-	})
 }
 
 // documentedCrontab is the file for /etc/cron.d that docs/backup.md shows, run each minute instead of each hour.
@@ -142,14 +127,14 @@ func TestCronBacksUpFromTheDocumentedCrontab(t *testing.T) {
 	for name, covered := range map[string]string{"mnt": "/mnt", "home": "/root", "run": "/run", "cron.d": "/etc/cron.d", "spool": "/var/spool/cron"} {
 		with := filepath.Join(dir, name)
 		check(t, os.Mkdir(with, 0o755))
-		over(t, covered, with)
+		namespacetest.Cover(t, covered, with)
 	}
 	for _, made := range []string{"/mnt/nas", "/var/spool/cron/crontabs", "/run/orlop"} {
 		check(t, os.Mkdir(made, 0o755))
 	}
-	over(t, "/usr/local/bin", bin)
+	namespacetest.Cover(t, "/usr/local/bin", bin)
 	if _, err := os.Stat("/etc/crontab"); err == nil {
-		over(t, "/etc/crontab", "/dev/null")
+		namespacetest.Cover(t, "/etc/crontab", "/dev/null")
 	}
 	log := startDaemon(t)
 	orlop(t, "key", "create", "/root/orlop.key")

@@ -49,10 +49,10 @@ func TestAWeekOfHourlyRunsLeavesWhatThePolicySays(t *testing.T) {
 		"a year ahead": 365 * day,
 	} {
 		for _, reboot := range []bool{false, true} {
+			if os.Getenv("ORLOP_SOAK") == "" && (name != "a year ahead" || reboot) {
+				continue // a soak runs all
+			}
 			t.Run(fmt.Sprintf("%s, reboot %t", name, reboot), func(t *testing.T) {
-				if os.Getenv("ORLOP_SOAK") == "" && (name != "a year ahead" || reboot) {
-					t.Skip("ORLOP_SOAK is not set")
-				}
 				t.Parallel()
 				newWorld(t).aWeek(t, wrong, reboot)
 			})

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,4 +97,17 @@ func forgetLoops() error {
 		}
 	}
 	return nil
+}
+
+// Cover mounts with over path until the test ends. Only this namespace sees it.
+func Cover(t testing.TB, path, with string) {
+	t.Helper()
+	if err := unix.Mount(with, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s: %v", path, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, 0); err != nil {
+			t.Errorf("unmount %s: %v", path, err)
+		}
+	})
 }

@@ -28,7 +28,7 @@ func FuzzLineIsReadByAShellAsItWasMeant(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, word string) {
 		if strings.ContainsRune(word, 0) {
-			t.Skip("no argument has a NUL")
+			return // no argument of a command has a NUL
 		}
 		line := run.Line("printf", "%s.", word)
 		if strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {

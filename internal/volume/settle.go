@@ -300,11 +300,11 @@ func retryInUse(deadline time.Time, try func() error) error {
 	}
 }
 
-// passingWait is how long a mount may be in use by who does not know of it: a process that is just being started has every
-// file open that this one has, until it executes its program.
+// passingWait bounds the wait for uses of a mount that end by themselves: a child process that this one has just forked
+// holds its open files until it executes its program.
 const passingWait = 2 * time.Second
 
-// unmount unmounts dir, and waits a moment for passing uses of it.
+// unmount unmounts dir, and waits up to passingWait while it is in use.
 func (m *Manager) unmount(dir string) error {
 	return retryInUse(time.Now().Add(passingWait), func() error { return m.host.Unmount(dir) })
 }

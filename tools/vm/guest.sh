@@ -41,7 +41,7 @@ prepare() {
 	mount -o discard "$disk" /mnt && chmod 1777 /mnt
 }
 
-# become_systemd goes on as systemd, on a system of which only the command is enabled.
+# become_systemd continues as systemd, on a system of which only the command is enabled.
 become_systemd() {
 	local boot=1 name
 	[[ ! -e /mnt/boots ]] || boot=$(($(< /mnt/boots) + 1))

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
 # The first program in the VM, run from the initramfs: it loads modules, mounts the host's root read-only over 9p with
-# a file system for what is written on top, and goes on with tools/vm/guest.sh from there.
+# a file system for what is written on top, and continues with tools/vm/guest.sh from there.
 # run.sh says on the kernel's command line where guest.sh and the description of the run are.
 export PATH=/bin
 busybox mkdir -p /proc /lower /upper /new

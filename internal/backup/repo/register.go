@@ -121,7 +121,7 @@ func (r *Runs) has(owner ID) bool {
 	return r.owners[owner]
 }
 
-// left tells whether a session is one that a run on this host left behind, in this process or in one that ended.
+// left reports whether a session is one that a run on this host left behind, in this process or in one that ended.
 func (r *Repository) left(s *Session) bool {
 	if origin := r.options.origin; origin.Host != "" && origin == s.Origin {
 		return !r.options.runs.has(s.Owner)

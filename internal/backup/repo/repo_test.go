@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// soaking tells whether tests go through all that there is, instead of a sample.
+// soaking reports whether tests try all cases instead of a sample.
 func soaking() bool { return os.Getenv("ORLOP_SOAK") != "" }
 
 // newTestKeys returns the keyring of an encrypted repository whose randomness repeats.

@@ -158,7 +158,7 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 		}
 	}
 	if isWebPage(response) {
-		_ = response.Body.Close() // nobody wants to read it
+		_ = response.Body.Close() // it is not read
 		return nil, errWebPage{response.StatusCode, response.Header.Get("Location")}
 	}
 	return response, nil
