@@ -14,7 +14,7 @@ suites() {
 		fs . UsersNamesFewOfManyProcesses
 		snapshot . -
 		internal/volume . Crash|PowerCut|Random
-		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem|ThinVolumesEndToEnd)$ -
+		cmd/orlop ^Test(GrowthPutsNoVolumeOutOfReach|ShutdownLeavesMountsAndTheNextDaemonFindsThem|ThinVolumesEndToEnd|BackupsAreRestoredToTheOtherKindOfPool)$ -
 		blockdev/loop . DirectoryOn|WhileExtentsMove|DuringABalance
 		lvm ^Test(ThinVolumesKeepTheContract|NothingThatChangedBetweenSnapshotsIsLeftOut|TwoPoolsOfOneGroupKeepToThemselves)$ CallsForDifferentDevicesRunAtOnce
 	END
